@@ -8,6 +8,7 @@ __all__ = ['Batches', 'StepStream', 'total_steps', 'capped', 'learning_rate_fact
            'fit', 'stop_between_steps']
 
 # %% ../../nbs/core/40_training.ipynb #17f22ec5
+import logging
 import math
 import signal
 import sys
@@ -293,7 +294,7 @@ def save_checkpoint(
 ) -> None:
     "Replace `checkpoints/last.ckpt` in one move, so that a crash leaves the old one."
     torn, last = run.checkpoints / ".last.ckpt.tmp", run.checkpoints / "last.ckpt"
-    trainer.save_checkpoint(torn)
+    trainer.save_checkpoint(torn, weights_only=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         torn.replace(last)
@@ -322,7 +323,7 @@ def precision(
 def fit(
     module: TrainingModule,  # what to train
     run: Run,  # where everything goes
-    logging: LoggingConfig,  # intervals and loggers
+    log_config: LoggingConfig,  # intervals and loggers
     *,
     monitor: str,  # validation metric that decides which model is the best; lower is better
     device: str = "auto",  # auto, cpu or cuda
@@ -331,8 +332,9 @@ def fit(
     "Train; may be interrupted at any time and resumed to the same end, bit for bit on a CPU."
     train = module.train_config
     seed_everything(train.seed)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the run speaks for itself
     averaged = EMAWeightAveraging(decay=train.weight_ema_decay) if train.weight_ema_decay else None
-    conductor = Conductor(run, logging, monitor, train.early_stopping_patience, averaged)
+    conductor = Conductor(run, log_config, monitor, train.early_stopping_patience, averaged)
     callbacks: list[L.Callback] = [c for c in (averaged, conductor) if c]
     if sys.stderr.isatty() and not run.quiet:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
@@ -345,7 +347,7 @@ def fit(
         max_epochs=-1,
         gradient_clip_val=train.grad_clip_norm,
         limit_val_batches=0,
-        logger=loggers(run, logging),
+        logger=loggers(run, log_config),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -135,16 +135,13 @@ class QuantizerConfig(Config):
     type: Literal["rvq"] = "rvq"
     num_codebooks: int = Field(3, ge=1, le=32)
     codebook_size: int = Field(1024, ge=2)
-    code_dim: int | None = Field(None, ge=1, description="width of a code; null: d_model")
+    code_dim: int | None = Field(None, ge=1, description="width of a code; null: that of d_model")
     ema_update: bool = True
     ema_decay: float = Field(0.99, gt=0, lt=1)
     commitment_weight: float = Field(0.25, ge=0)
     dead_code_threshold: float = Field(1e-5, ge=0, lt=1, description="fraction of the layer's EMA token mass")
     kmeans_init: bool = True
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
-    warmup_fraction: float = Field(
-        0.0, ge=0, lt=1, description="first part of training without quantisation, as an autoencoder"
-    )
 
 
 class MultiScaleConfig(Config):
@@ -158,6 +155,7 @@ class ModelConfig(Config):
     "The network."
 
     d_model: int = Field(256, ge=1)
+    linear_path: bool = Field(False, description="principal components beside the network; pooled tokens only")
     downsample: DownsampleConfig = DownsampleConfig()
     encoder: EncoderConfig = EncoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -170,7 +168,14 @@ class ModelConfig(Config):
             raise ValueError(
                 "downsample.space: found 'pooled'; allowed 'joints' when encoder.token_latent_mode is 'per_joint'"
             )
+        if self.encoder.token_latent_mode == "per_joint" and self.linear_path:
+            raise ValueError("linear_path: found true; allowed false when encoder.token_latent_mode is 'per_joint'")
         return self
+
+    @property
+    def code_dim(self) -> int:
+        "Width of the latents that are quantised."
+        return self.quantizer.code_dim or self.d_model
 
 # %% ../../nbs/pose/20_config.ipynb #4ba90be8
 class MaskedPredictionConfig(Config):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.data import list_datasets
 from ..core.errors import ConfigError, DataError, TokenizeError
 from ..core.files import make_folder, read_json, read_npz, write_json
 from tokenize_lib.pose.clips import (
@@ -104,6 +105,8 @@ def _files(folder: Path, out: Path) -> list[tuple[str, Path]]:
 
 def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Source:
     "Find out what a source is; `DataError` when there is nothing to read."
+    if not isinstance(source, MotionSet) and os.fspath(source) in list_datasets():
+        source = load_motion(source)
     if not isinstance(source, MotionSet):
         path = Path(source)
         if path.is_dir() and path.resolve() == out.resolve():

@@ -307,7 +307,7 @@ def synthetic_motion(
     _check_request(n_clips, dims, fps, frames, subjects, noise, dropout, actions)
     skeleton = synthetic_skeleton(dims)
     people = [_draw_subject(np.random.default_rng([seed, 0, s])) for s in range(subjects)]
-    clips, splits = [], {"train": [], "val": [], "test": []}
+    clips, splits, seen = [], {"train": [], "val": [], "test": []}, min(subjects, n_clips)
     for i in range(n_clips):
         a, turn = i % len(actions), i // len(actions)
         name, s = actions[a], (a + turn) % subjects
@@ -326,7 +326,7 @@ def synthetic_motion(
             skeleton=skeleton,
         )
         clips.append(clip)
-        splits[_side(s, subjects)].append(clip.id)
+        splits[_side(s, seen)].append(clip.id)
     return MotionSet(f"synthetic_{dims}d", clips, skeleton, splits=splits, recommended=_RECOMMENDED[dims])
 
 # %% ../../nbs/pose/05_synthetic.ipynb #1a3feca6

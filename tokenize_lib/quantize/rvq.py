@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, DataError
-from .vq import VectorQuantizer, spread, straight_through, valid_rows
+from .vq import VectorQuantizer, at_least_float32, spread, straight_through, valid_rows
 
 # %% ../../nbs/quantize/10_rvq.ipynb #f4e10c6a
 def _check_range(codes: Tensor, sizes: Sequence[int]) -> None:
@@ -110,7 +110,7 @@ class ResidualCoder(ResidualCodebooks):
     ) -> tuple[Tensor, Tensor]:  # [..., n] codes, [...] margins
         "Codes and, for each token, the smallest relative margin of its layers."
         with torch.autocast(z.device.type, enabled=False):
-            left = latent = self.project_in(z.float())
+            left = latent = self.project_in(at_least_float32(z))
             codes, margins = [], []
             for layer in self._first(num_codebooks):
                 code, margin = layer.encode_with_margin(left)
@@ -174,6 +174,22 @@ class ResidualVQ(ResidualCoder):
         codes = spread(torch.stack([o.codes for o in outs], -1), flat, (*z.shape[:-1], len(outs)))
         losses, used = (torch.stack([getattr(o, f) for o in outs]) for f in ("loss", "perplexity"))
         return RVQOutput(z_q.to(z.dtype), codes, losses.sum(), losses.detach(), used, kept)
+
+    @torch.no_grad()
+    def initialise(
+        self,
+        z: Tensor,  # [..., dim] latents of many batches
+        tokens_per_step: int,  # how many a training step has: the weight that the start gets in the averages
+    ) -> None:
+        "Start every layer that has not started with k-means over more vectors than one batch has."
+        left, _ = valid_rows(z)
+        left = self.project_in(left)
+        for layer in self.layers:
+            if layer.initialise(left):
+                layer.cluster_size *= tokens_per_step / len(left)
+                if layer.ema_update:
+                    layer.embed_avg *= tokens_per_step / len(left)
+            left = left - layer.decode(layer.nearest(left))
 
     def _draw_kept(self, batch: int, device: torch.device) -> Tensor:
         every = torch.full((batch,), self.num_codebooks, device=device)
