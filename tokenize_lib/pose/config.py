@@ -141,6 +141,7 @@ class QuantizerConfig(Config):
     commitment_weight: float = Field(0.25, ge=0)
     dead_code_threshold: float = Field(1e-5, ge=0, lt=1, description="fraction of the layer's EMA token mass")
     kmeans_init: bool = True
+    beam_width: int = Field(1, ge=1, description="partial choices followed when encoding; 1: greedy")
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
 
 

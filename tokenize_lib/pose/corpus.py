@@ -67,7 +67,9 @@ def _keep_split(corpus: _Corpus, split: str) -> _Corpus:
         known = ", ".join(corpus.splits) or "none: there is no splits.json"
         raise DataError("no such split", file=corpus.root, field="split", found=split, expected=known)
     wanted = set(corpus.splits[split])
-    return replace(corpus, items=[(i, item) for i, item in corpus.items if i in wanted])
+    if not (items := [(i, item) for i, item in corpus.items if i in wanted]):
+        raise DataError("no clips in this split", file=corpus.root, field="split", found=split)
+    return replace(corpus, items=items)
 
 # %% ../../nbs/pose/96_corpus.ipynb #4a8a6af1
 @lru_cache(1)
@@ -357,8 +359,10 @@ def decode_corpus(
     tokenizer, out = PoseTokenizer.from_pretrained(model_dir, device=device), Path(out)
     model = (os.fspath(model_dir), device, tokenizer.content_hash())
     report = CorpusReport(out, {"name": tokenizer.model_name, "hash": model[2]})
-    names, read = zip(*_read_codes(Path(source), report.tokenizer), strict=True)
-    todo = _collect(report, read, names, strict)
+    found = list(_read_codes(Path(source), report.tokenizer))
+    if not found:
+        raise FormatError("no clips in it", file=source, field="clips")
+    todo = _collect(report, [codes for _, codes in found], [name for name, _ in found], strict)
     targets = _targets([c.id for c in todo], out)
     before = [_earlier_clip(t, resume, force) for t in targets]
     same = [b is not None and b == _fingerprint(c, num_codebooks) for b, c in zip(before, todo, strict=True)]

@@ -177,12 +177,14 @@ def exact_codes(
 ) -> Tensor:  # [B, L, Q], or [B, L, J, Q]; 0 where masked
     "Codes that do not depend on rounding."
     z = tokenizer.network.encode(x, conf, mask)
-    codes, lead = tokenizer.quantizer.encode_with_margin(z)
+    beam = tokenizer.config.model.quantizer.beam_width
+    codes, lead = tokenizer.quantizer.encode_with_margin(z, beam=beam)
     valid = token_mask(mask, tokenizer.factor_l, z)
     unsure = lead < AMBIGUOUS if valid is None else (lead < AMBIGUOUS) & valid
     if (rows := unsure.flatten(1).any(1)).any():
         double, some = tokenizer.in_double(), None if mask is None else mask[rows]
-        precise = double.quantizer.encode(double.network.encode(x[rows].double(), conf[rows].double(), some))
+        z = double.network.encode(x[rows].double(), conf[rows].double(), some)
+        precise, _ = double.quantizer.encode_with_margin(z, beam=beam)
         codes[rows] = torch.where(unsure[rows][..., None], precise, codes[rows])
     return codes if valid is None else torch.where(valid[..., None], codes, 0)
 

@@ -141,7 +141,8 @@ class Codebook(nn.Module):
         self._kept = None
         return super().train(mode)
 
-    def _terms(self) -> tuple[Tensor, Tensor]:
+    def search_terms(self) -> tuple[Tensor, Tensor]:  # see the function of that name
+        "What the search needs, kept while the codebook does not change."
         e = self.embed.detach()
         if self.training or torch.compiler.is_compiling() or e.is_inference():
             return search_terms(e, self.cosine)
@@ -155,7 +156,7 @@ class Codebook(nn.Module):
         z: Tensor,  # [N, dim] float32
     ) -> Tensor:  # [N] int64
         "The code of each row."
-        return scores(z.detach(), self._terms()).argmin(1)
+        return scores(z.detach(), self.search_terms()).argmin(1)
 
     def decode(
         self,
@@ -170,7 +171,7 @@ class Codebook(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # [...] codes, [...] margins
         "Codes, and how much worse the second best is in squared distance; where that is tiny, rounding may flip the code."
         flat = at_least_float32(z.detach().reshape(-1, self.dim))
-        s = scores(F.normalize(flat, dim=1) if self.cosine else flat, self._terms())
+        s = scores(F.normalize(flat, dim=1) if self.cosine else flat, self.search_terms())
         s = F.pad(s, (0, 1), value=torch.inf)  # so that there is a second best when K = 1
         best = s.topk(2, dim=1, largest=False)
         margin = 2 * (best.values[:, 1] - best.values[:, 0])
