@@ -229,9 +229,7 @@ def guarded(
         try:
             with _streams(kwargs.get("quiet", False)):
                 code = verb(*args, **kwargs)
-        except (KeyboardInterrupt, SystemExit) as e:
-            if not isinstance(e, KeyboardInterrupt) and not isinstance(e.__context__, KeyboardInterrupt):
-                raise  # Lightning turns Ctrl-C into SystemExit; any other has its own code
+        except KeyboardInterrupt:
             tell(_how_to_go_on("resume" in kwargs), "warning")
             code = 130
         except BrokenPipeError:

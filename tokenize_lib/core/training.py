@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Batches', 'StepStream', 'total_steps', 'capped', 'learning_rate_factor', 'parameter_groups', 'TrainingModule',
-           'RunLogger', 'loggers', 'Conductor', 'weights_for_evaluation', 'save_checkpoint', 'FitResult', 'precision',
-           'fit', 'stop_between_steps']
+           'RunLogger', 'loggers', 'write_metrics_csv', 'Conductor', 'weights_for_evaluation', 'save_checkpoint',
+           'FitResult', 'precision', 'fit', 'stop_between_steps']
 
 # %% ../../nbs/core/40_training.ipynb #17f22ec5
+import csv
 import logging
 import math
 import signal
@@ -20,13 +21,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .config import LoggingConfig, TrainConfig
 from .errors import ConfigError, TokenizeError
-from .run import Run, seed_everything, step_seed
+from .files import atomic_write
+from .run import Run, read_log, seed_everything, step_seed
 
 # %% ../../nbs/core/40_training.ipynb #89c0a068
 Batches = Callable[[int, int, int], Any]  # (step, rank, world_size) -> batch; picklable and without state
@@ -192,8 +194,8 @@ def loggers(
     run: Run,  # where the files go
     logging: LoggingConfig,  # which loggers are wanted
 ) -> list[Logger]:  # for Lightning
-    "log.jsonl and metrics.csv always, TensorBoard and Weights & Biases when asked."
-    found: list[Logger] = [RunLogger(run), CSVLogger(run.path, name="", version="")]
+    "log.jsonl always, TensorBoard and Weights & Biases when asked."
+    found: list[Logger] = [RunLogger(run)]
     if logging.tensorboard:
         found.append(TensorBoardLogger(run.path / "tensorboard", name="", version=""))
     if logging.wandb:
@@ -201,6 +203,22 @@ def loggers(
 
         found.append(WandbLogger(project="tokenize_lib", save_dir=run.path, name=run.path.name))
     return found
+
+# %% ../../nbs/core/40_training.ipynb #0ba43b3f
+def write_metrics_csv(
+    run: Run,
+) -> None:
+    "Write `metrics.csv` from the log: one row a step, the last word on each; a step that was done again after resuming counts once."
+    rows: dict[int, dict] = {}
+    for entry in read_log(run.path):
+        values = {k: v for k, v in entry.items() if k.startswith(("train/", "val/"))}
+        if values:
+            rows.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+    columns = list(dict.fromkeys(k for _, row in sorted(rows.items()) for k in row))
+    with atomic_write(run.path / "metrics.csv") as f:
+        table = csv.DictWriter(f, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for _, row in sorted(rows.items()))
 
 # %% ../../nbs/core/40_training.ipynb #6447b5ff
 class Conductor(L.Callback):
@@ -264,6 +282,7 @@ class Conductor(L.Callback):
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics({f"val/{k}": v for k, v in metrics.items()}, step=step)
         if trainer.is_global_zero:
+            write_metrics_csv(self.run)
             text = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             self.run.say(f"step {step}/{module.steps}  validation: {text}{'  (best)' if better else ''}")
         trainer.should_stop = self.patience is not None and self.since_best >= self.patience
@@ -355,8 +374,11 @@ def fit(
         use_distributed_sampler=False,
     )
     last = run.checkpoints / "last.ckpt"
-    with stop_between_steps(conductor):
-        trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    try:
+        with stop_between_steps(conductor):
+            trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    except SystemExit as e:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from e
     return FitResult(trainer.global_step, conductor.best, conductor.best_step)
 
 # %% ../../nbs/core/40_training.ipynb #8aa047f3

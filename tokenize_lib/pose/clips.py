@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.config import merge
 from ..core.data import dataset_info, list_datasets, load_dataset
 from ..core.errors import DataError, FormatError, TokenizeError
 from ..core.files import read_json, read_npz, to_json, write_npz
@@ -378,7 +379,9 @@ def _load_prepared(folder: Path, skeleton: Any, strict: bool) -> MotionSet:
             "another format", file=folder / "prepared.json", found=found, expected="version 1", fix=fix
         )
     files = _motion_files(folder / "clips")
-    return replace(_load_folder(folder, files, skeleton, strict), recommended=info.get("recommended", {}))
+    chosen = {"data": {"preprocess": info.get("preprocess", {})}}  # what the statistics were measured with
+    recommended = merge(info.get("recommended", {}), chosen)
+    return replace(_load_folder(folder, files, skeleton, strict), recommended=recommended)
 
 
 def _load_registered(name: str, seed: int, skeleton: Any) -> MotionSet:

@@ -142,6 +142,7 @@ class QuantizerConfig(Config):
     dead_code_threshold: float = Field(1e-5, ge=0, lt=1, description="fraction of the layer's EMA token mass")
     kmeans_init: bool = True
     beam_width: int = Field(1, ge=1, description="partial choices followed when encoding; 1: greedy")
+    noise_feedback: float = Field(0.0, ge=0, lt=1, description="share of a token's error that the next makes up for")
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
 
 
