@@ -288,9 +288,13 @@ def read_config(
 
 def load_config(
     cls: type[_C],  # the model to fill
-    source: dict | str | os.PathLike | None = None,  # None (defaults) | dictionary | YAML file | packaged name "pose/seed"
+    source: dict
+    | str
+    | os.PathLike
+    | None = None,  # None (defaults) | dictionary | YAML file | packaged name "pose/seed"
     overrides: Iterable[str] = (),  # "dotted.key=value", the value in YAML; later ones win
-    defaults: dict | None = None,  # what holds where the source says nothing: a data set's recommendation, say
+    defaults: dict
+    | None = None,  # what holds where the source says nothing: a data set's recommendation, say
 ) -> _C:  # a checked instance
     "Read settings from layers (packaged or own files by `base`, then overrides) and check them; `ConfigError` otherwise."
     layers = [("defaults", defaults or {}), *_layers({} if source is None else source)]

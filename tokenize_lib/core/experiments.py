@@ -21,5 +21,9 @@ def refuse_unknown_parameters(
     unknown = sorted({n for n in found if not n.startswith("_")} - known - {"declared"})
     if unknown:
         near = get_close_matches(unknown[0], known, n=1)
-        fix = f"Did you mean {near[0]}?" if near else "`papermill --help-notebook NOTEBOOK` lists the parameters."
+        fix = (
+            f"Did you mean {near[0]}?"
+            if near
+            else "`papermill --help-notebook NOTEBOOK` lists the parameters."
+        )
         raise ConfigError("no such parameter", field=", ".join(unknown), fix=fix)

@@ -135,7 +135,9 @@ class TrainingModule(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         "The steps that are left."
-        stream = StepStream(self.batches, self.global_step, self.steps, self.global_rank, self.trainer.world_size)
+        stream = StepStream(
+            self.batches, self.global_step, self.steps, self.global_rank, self.trainer.world_size
+        )
         workers = self.train_config.num_workers
         return DataLoader(stream, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
@@ -263,7 +265,9 @@ class Conductor(L.Callback):
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics({f"train/{k}": v for k, v in terms.items()}, step=step)
         if trainer.is_global_zero:
-            self.run.say(f"step {step}/{module.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items()))
+            self.run.say(
+                f"step {step}/{module.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
+            )
             module.on_log(self.run, step)
 
     def evaluate(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
@@ -334,7 +338,11 @@ def precision(
     "Mixed precision, as Lightning calls it; `ConfigError` where the machine cannot do it."
     if amp == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
-            "half precision needs a GPU", field="train.amp", found=amp, expected="off or bf16", fix="-o train.amp=off"
+            "half precision needs a GPU",
+            field="train.amp",
+            found=amp,
+            expected="off or bf16",
+            fix="-o train.amp=off",
         )
     return {"off": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}[amp]
 

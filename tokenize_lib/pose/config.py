@@ -25,7 +25,9 @@ class PreprocessConfig(Config):
     keep_root_trajectory: bool = True
     scale_norm: bool = True
     scale_mode: Literal["shoulder_width", "bone_length_mean", "torso"] = "bone_length_mean"
-    scale_scope: Literal["frame", "clip", "dataset"] | None = Field(None, description="null: 3D dataset, 2D clip")
+    scale_scope: Literal["frame", "clip", "dataset"] | None = Field(
+        None, description="null: 3D dataset, 2D clip"
+    )
     smoothing: bool = False
     smooth_method: Literal["savgol", "lowpass"] = "savgol"
     smooth_window: int = Field(9, ge=3, description="frames, odd")
@@ -57,7 +59,9 @@ class AugmentConfig(Config):
     "Random changes of a training window; all off by default."
 
     mirror: float = Field(0.0, ge=0, le=1, description="probability")
-    rotation_deg: float = Field(0.0, ge=0, le=180, description="largest turn about the vertical (2D: in the plane)")
+    rotation_deg: float = Field(
+        0.0, ge=0, le=180, description="largest turn about the vertical (2D: in the plane)"
+    )
     time_warp: float = Field(1.0, ge=1, le=4, description="tempo is scaled by a factor in [1/x, x]")
     body_scale: float = Field(0.0, ge=0, lt=1, description="half range of the whole body's scale")
     bone_scale: float = Field(0.0, ge=0, lt=1, description="half range of each bone's own scale")
@@ -109,7 +113,9 @@ class EncoderConfig(Config):
     norm: Literal["batch", "none"] = "batch"
     token_latent_mode: Literal["pooled", "per_joint"] = "pooled"
     joint_pool: Literal["attention", "mean", "linear"] = "attention"
-    latent_dilations: list[int] = Field([], description="one residual block at the token rate for each dilation")
+    latent_dilations: list[int] = Field(
+        [], description="one residual block at the token rate for each dilation"
+    )
 
     @model_validator(mode="after")
     def _one_width_per_block(self):
@@ -142,7 +148,9 @@ class QuantizerConfig(Config):
     dead_code_threshold: float = Field(1e-5, ge=0, lt=1, description="fraction of the layer's EMA token mass")
     kmeans_init: bool = True
     beam_width: int = Field(1, ge=1, description="partial choices followed when encoding; 1: greedy")
-    noise_feedback: float = Field(0.0, ge=0, lt=1, description="share of a token's error that the next makes up for")
+    noise_feedback: float = Field(
+        0.0, ge=0, lt=1, description="share of a token's error that the next makes up for"
+    )
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
 
 
@@ -157,7 +165,9 @@ class ModelConfig(Config):
     "The network."
 
     d_model: int = Field(256, ge=1)
-    linear_path: bool = Field(False, description="principal components beside the network; pooled tokens only")
+    linear_path: bool = Field(
+        False, description="principal components beside the network; pooled tokens only"
+    )
     downsample: DownsampleConfig = DownsampleConfig()
     encoder: EncoderConfig = EncoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -171,7 +181,9 @@ class ModelConfig(Config):
                 "downsample.space: found 'pooled'; allowed 'joints' when encoder.token_latent_mode is 'per_joint'"
             )
         if self.encoder.token_latent_mode == "per_joint" and self.linear_path:
-            raise ValueError("linear_path: found true; allowed false when encoder.token_latent_mode is 'per_joint'")
+            raise ValueError(
+                "linear_path: found true; allowed false when encoder.token_latent_mode is 'per_joint'"
+            )
         return self
 
     @property

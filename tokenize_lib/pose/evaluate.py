@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..core.errors import DataError
 from ..core.report import Section, write_report
@@ -151,7 +150,9 @@ def evaluate_tokenizer(
             run.say(f"WARNING layer {q}: {warning}")
     about = {"data": motion.name, "split": split, "tokenizer": tokenizer.name}
     images = draw(result, tokenizer, seen, run.plots)
-    write_report(run.path / "report.html", f"{motion.name}, {split} split", report_sections(result, about, images))
+    write_report(
+        run.path / "report.html", f"{motion.name}, {split} split", report_sections(result, about, images)
+    )
     run.finish(about | result.metrics)
     return about | result.metrics
 
@@ -164,7 +165,9 @@ def report_sections(
     "The report: what was measured, the curve, the codebooks, the pictures, the worst clips."
     m, pictures = result.metrics, {p.stem: p for p in images}
     scalars = {k: v for k, v in m.items() if not isinstance(v, list)}
-    layers = zip(m["codebook_perplexity"], m["codebook_usage"], m["dead_code_ratio"], m["entropy_bits"], strict=True)
+    layers = zip(
+        m["codebook_perplexity"], m["codebook_usage"], m["dead_code_ratio"], m["entropy_bits"], strict=True
+    )
     names = ("perplexity", "in use", "dead", "entropy, bits")
     rows = [{"layer": q} | dict(zip(names, row, strict=True)) for q, row in enumerate(layers, 1)]
     worst = [{"clip": k, "mpjpe": v} for k, v in list(result.per_clip.items())[:10]]
@@ -175,9 +178,19 @@ def report_sections(
     )
     return [
         Section("Result", intro, scalars),
-        Section("Rate and distortion", "Decoded from the first layers only.", m["rate_distortion"], [pictures["rate_distortion"]]),
+        Section(
+            "Rate and distortion",
+            "Decoded from the first layers only.",
+            m["rate_distortion"],
+            [pictures["rate_distortion"]],
+        ),
         Section("Codebooks", "Counted over the whole set.", rows, [pictures["usage"]]),
-        Section("A clip", "The median clip: decoded over original.", None, [pictures[k] for k in ("overlay", "strip", "coordinates")]),
+        Section(
+            "A clip",
+            "The median clip: decoded over original.",
+            None,
+            [pictures[k] for k in ("overlay", "strip", "coordinates")],
+        ),
         Section("Worst clips", "", worst),
         Section("Lengths", "", None, [pictures["lengths"]]),
     ]

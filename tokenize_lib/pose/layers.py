@@ -9,7 +9,6 @@ __all__ = ['JOINT_POOLS', 'hide_padding', 'halve_mask', 'MaskedBatchNorm', 'norm
 # %% ../../nbs/pose/50_layers.ipynb #fa3f7167
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,7 +120,9 @@ class STGCNBlock(nn.Module):
         super().__init__()
         self.norm_in, self.norm_mid = normaliser(norm, channels_in), normaliser(norm, channels_out)
         self.space = GraphConv(channels_in, channels_out, partitions)
-        self.time = nn.Conv2d(channels_out, channels_out, (temporal_kernel, 1), padding=(temporal_kernel // 2, 0))
+        self.time = nn.Conv2d(
+            channels_out, channels_out, (temporal_kernel, 1), padding=(temporal_kernel // 2, 0)
+        )
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Linear(channels_in, channels_out)
 
@@ -177,7 +178,9 @@ class Upsample(nn.Module):
         if self.repeat:
             self.conv = nn.Conv1d(channels_in, channels_out, kernel, padding=half)
         else:
-            self.conv = nn.ConvTranspose1d(channels_in, channels_out, kernel, 2, padding=half, output_padding=1)
+            self.conv = nn.ConvTranspose1d(
+                channels_in, channels_out, kernel, 2, padding=half, output_padding=1
+            )
 
     def forward(
         self,
@@ -295,7 +298,9 @@ def initialise(
         if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
         elif isinstance(m, nn.ConvTranspose1d):
-            nn.init.normal_(m.weight, std=math.sqrt(2 * m.stride[0] / (m.weight.shape[0] * m.weight.shape[2])))
+            nn.init.normal_(
+                m.weight, std=math.sqrt(2 * m.stride[0] / (m.weight.shape[0] * m.weight.shape[2]))
+            )
         if getattr(m, "bias", None) is not None and not isinstance(m, MaskedBatchNorm):
             nn.init.zeros_(m.bias)
     with torch.no_grad():

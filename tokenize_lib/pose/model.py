@@ -139,7 +139,9 @@ class PoseDecoder(nn.Module):
         self.joints, self.dims, self.layers = joints, dims, down.layers
         self.per_joint, self.pool_first = enc.token_latent_mode == "per_joint", down.space == "pooled"
         self.from_code = nn.Linear(cfg.code_dim, cfg.d_model)
-        self.latent = nn.ModuleList(LatentBlock(cfg.d_model, d, enc.norm) for d in reversed(enc.latent_dilations))
+        self.latent = nn.ModuleList(
+            LatentBlock(cfg.d_model, d, enc.norm) for d in reversed(enc.latent_dilations)
+        )
         self.unpool = nn.Linear(cfg.d_model, widths[0] if self.per_joint else joints * widths[0])
         self.coarse = nn.Linear(cfg.d_model, joints * dims) if self.pool_first else None
         width = cfg.d_model if self.pool_first else widths[0]
@@ -167,9 +169,9 @@ class PoseDecoder(nn.Module):
             h = block(h, last)
         if self.pool_first:
             h = F.relu(self._double(h, frames, masks)).transpose(1, 2)
-            return self._refine(self.unpool(h).unflatten(-1, (self.joints, -1)), mask) + self.coarse(h).unflatten(
-                -1, (self.joints, self.dims)
-            )
+            return self._refine(self.unpool(h).unflatten(-1, (self.joints, -1)), mask) + self.coarse(
+                h
+            ).unflatten(-1, (self.joints, self.dims))
         h = self.unpool(F.relu(h).transpose(1, 2))  # [B, L, J * C], or [B * J, L, C] per joint
         h = h.transpose(1, 2) if self.per_joint else _fold(h.unflatten(-1, (self.joints, -1)))
         h = self._double(h, frames, [_per_joint(m, self.joints) for m in masks])
@@ -202,7 +204,9 @@ def principal_patches(
             rows = patches.transpose(0, 2, 1).reshape(-1, width).astype(np.float64)
             gram += rows.T @ rows
     found = np.linalg.eigh(gram)[1][:, ::-1][:, :components].T
-    found = found * np.where(found.sum(1, keepdims=True) < 0, -1, 1)  # a sign that does not depend on the library
+    found = found * np.where(
+        found.sum(1, keepdims=True) < 0, -1, 1
+    )  # a sign that does not depend on the library
     return np.pad(found, ((0, components - len(found)), (0, 0))).reshape(components, length, -1)
 
 
@@ -236,7 +240,10 @@ class LinearPath(nn.Module):
         mask: Tensor | None = None,  # [B, T] bool
     ) -> Tensor:  # [B, L, code_dim]
         "One latent a token; the last token of a clip sees its last frame repeated."
-        return repeat_last(x, mask, -x.shape[1] % self.factor_l).unflatten(1, (-1, self.factor_l)).flatten(2) @ self.down.T
+        return (
+            repeat_last(x, mask, -x.shape[1] % self.factor_l).unflatten(1, (-1, self.factor_l)).flatten(2)
+            @ self.down.T
+        )
 
     def decode(
         self,
@@ -294,7 +301,10 @@ class PoseAutoencoder(nn.Module):
         self.mean_pose.copy_(torch.from_numpy(mean))
         self.spread.fill_(max(math.sqrt(variance), 1e-6))
         if self.linear is not None:
-            seen = [((p - mean) * (c[..., None] > 0)).reshape(len(p), -1) for p, c in zip(poses, weights, strict=True)]
+            seen = [
+                ((p - mean) * (c[..., None] > 0)).reshape(len(p), -1)
+                for p, c in zip(poses, weights, strict=True)
+            ]
             self.linear.fit(seen)
 
     def encode(

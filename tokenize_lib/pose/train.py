@@ -44,7 +44,11 @@ def resolve_config(
     if data.dims not in (None, motion.dims):
         raise ConfigError(f"the data are {motion.dims}D", file=motion.name, field="data.dims", found=data.dims,
                           expected=f"{motion.dims} or null")  # fmt: skip
-    filled = {"dims": motion.dims, "fps": data.fps or motion.fps, "dataset_path": data.dataset_path or motion.name}
+    filled = {
+        "dims": motion.dims,
+        "fps": data.fps or motion.fps,
+        "dataset_path": data.dataset_path or motion.name,
+    }
     scope = {"preprocess": {"scale_scope": scale_scope(data.preprocess, motion.dims)}}
     return load_config(PoseConfig, merge(cfg.model_dump(), {"data": filled | scope}))
 
@@ -139,7 +143,9 @@ class PoseTraining(TrainingModule):
         self.register_buffer("counted", counted.float(), persistent=False)
         self.usage = CodeUsage(tokenizer.quantizer.codebook_sizes)
 
-    def transfer_batch_to_device(self, batch: PoseBatch, device: torch.device, dataloader_idx: int) -> PoseBatch:
+    def transfer_batch_to_device(
+        self, batch: PoseBatch, device: torch.device, dataloader_idx: int
+    ) -> PoseBatch:
         "Lightning knows tensors and dictionaries; this is neither."
         return batch.to(device)
 
@@ -147,7 +153,9 @@ class PoseTraining(TrainingModule):
         "Position, velocity, acceleration, bone length, quantiser; and the perplexity of each layer."
         out = self.model(batch.x, batch.conf, batch.mask)
         weight = batch.conf * self.counted
-        terms = reconstruction_terms(out.x_hat.float(), batch.x, weight, self.bones) | {"vq": out.quantised.loss}
+        terms = reconstruction_terms(out.x_hat.float(), batch.x, weight, self.bones) | {
+            "vq": out.quantised.loss
+        }
         self._count(out.quantised, batch)
         perplexity = {f"perplexity_{q}": p for q, p in enumerate(out.quantised.perplexity, 1)}
         return {"loss": total_loss(terms, self.cfg.loss, self.progress)} | terms | perplexity
@@ -183,7 +191,9 @@ def measure(
         found.add(str(i), clip.x, x_hat, clip.conf, clip.scale)
         usage.update(codes)
     layers = enumerate(zip(usage.perplexity(), usage.usage(), strict=True), 1)
-    codes = {f"{name}_{q}": v for q, pu in layers for name, v in zip(("perplexity", "usage"), pu, strict=True)}
+    codes = {
+        f"{name}_{q}": v for q, pu in layers for name, v in zip(("perplexity", "usage"), pu, strict=True)
+    }
     return found.compute() | codes
 
 # %% ../../nbs/pose/80_train.ipynb #700f7694

@@ -17,20 +17,25 @@ from .rvq import ResidualCodebooks
 # %% ../../nbs/quantize/15_feedback.ipynb #afd855db
 def _nearest_sum(
     target: np.ndarray,  # [dim]
-    books: Sequence[tuple[np.ndarray, np.ndarray]],  # of each layer: vectors [K, dim], half their squared lengths [K]
+    books: Sequence[
+        tuple[np.ndarray, np.ndarray]
+    ],  # of each layer: vectors [K, dim], half their squared lengths [K]
     beam: int,
-) -> tuple[list[int], np.ndarray]:  # the codes, what is left [dim]
+) -> tuple[list[int], np.ndarray, float]:  # the codes, what is left [dim], the margin in squared distance
     "The sum of one vector from each layer that comes nearest to a target, as far as the beam sees."
-    left, codes = target[None], [[]]
+    left, codes, margin = target[None], [[]], np.inf
     for q, (vectors, half) in enumerate(books):
-        cost = half - left @ vectors.T + 0.5 * (left * left).sum(1, keepdims=True)
-        keep = 1 if q == len(books) - 1 else min(beam, cost.size)
-        flat = cost.ravel()
-        best = np.array([flat.argmin()]) if keep == 1 else np.argpartition(flat, keep - 1)[:keep]
+        last = q == len(books) - 1
+        flat = (half - left @ vectors.T + 0.5 * (left * left).sum(1, keepdims=True)).ravel()
+        keep = min(1 if last else beam, flat.size)
+        best = np.argpartition(flat, keep - 1)[:keep] if keep > 1 else np.array([flat.argmin()])
+        if (last or beam == 1) and flat.size > 1:
+            first, second = np.partition(flat, 1)[:2]
+            margin = min(margin, 2 * (second - first))
         parent, code = np.divmod(best, len(vectors))
         left = left[parent] - vectors[code]
         codes = [codes[p] + [c] for p, c in zip(parent.tolist(), code.tolist(), strict=True)]
-    return codes[0], left[0]
+    return codes[0], left[0], margin
 
 
 def code_with_feedback(
@@ -38,15 +43,16 @@ def code_with_feedback(
     codebooks: Sequence[np.ndarray],  # [K, dim] of each layer
     feedback: float,  # share of the last token's error that the next one makes up for, 0 to 1
     beam: int = 1,  # partial sums to follow; 1 is greedy
-) -> tuple[np.ndarray, np.ndarray]:  # [L, Q] codes, [L, dim] the targets they were chosen for
+) -> tuple[np.ndarray, np.ndarray]:  # [L, Q] codes, [L] margins as those of `encode_with_margin`
     "Codes of a sequence, each token making up for a share of the error before it."
     books = [(b, 0.5 * (b * b).sum(1)) for b in codebooks]
-    codes, targets = np.zeros((len(latents), len(books)), np.int64), np.empty_like(latents)
-    error = np.zeros_like(latents[0]) if len(latents) else None
+    codes, margins = np.zeros((len(latents), len(books)), np.int64), np.zeros(len(latents))
+    error = 0.0
     for t, latent in enumerate(latents):
-        targets[t] = latent + feedback * error
-        codes[t], error = _nearest_sum(targets[t], books, beam)
-    return codes, targets
+        target = latent + feedback * error
+        codes[t], error, margin = _nearest_sum(target, books, beam)
+        margins[t] = margin / max(float(target @ target), np.finfo(target.dtype).tiny)
+    return codes, margins
 
 # %% ../../nbs/quantize/15_feedback.ipynb #91755cf8
 @torch.no_grad()

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, DataError
-from .vq import VectorQuantizer, at_least_float32, scores, spread, straight_through, valid_rows
+from tokenize_lib.quantize.vq import (
+    VectorQuantizer,
+    at_least_float32,
+    scores,
+    spread,
+    straight_through,
+    valid_rows,
+)
 
 # %% ../../nbs/quantize/10_rvq.ipynb #f4e10c6a
 def _check_range(codes: Tensor, sizes: Sequence[int]) -> None:
@@ -133,7 +140,9 @@ class ResidualCoder(ResidualCodebooks):
         "Codes and, for each token, the smallest relative margin of its layers (with a beam: that of the whole choice)."
         with torch.autocast(z.device.type, enabled=False):
             if beam > 1 and self.layers[0].cosine:
-                raise ConfigError("cosine codes are searched greedily", field="beam", found=beam, expected="1")
+                raise ConfigError(
+                    "cosine codes are searched greedily", field="beam", found=beam, expected="1"
+                )
             latent = self.project_in(at_least_float32(z)).reshape(-1, self.code_dim)
             search = self._greedy if beam == 1 else partial(self._beam, beam=beam)
             codes, margin = search(latent, self._first(num_codebooks))
