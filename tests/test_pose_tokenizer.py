@@ -53,7 +53,10 @@ def motion(skeleton, dims, frames, seed, conf=False, fps=30.0):
     rng, J = np.random.default_rng(seed), len(skeleton)
     t = np.arange(frames)[:, None, None] / 30
     body = np.random.default_rng(J).normal(size=(J, dims)) * 20
-    swing = sum(rng.normal(size=(J, dims)) * 4 * np.sin(2 * np.pi * f * t + rng.uniform(0, 6, (J, dims))) for f in (0.4, 1.1, 2.7))
+    swing = sum(
+        rng.normal(size=(J, dims)) * 4 * np.sin(2 * np.pi * f * t + rng.uniform(0, 6, (J, dims)))
+        for f in (0.4, 1.1, 2.7)
+    )
     pose = body + swing + rng.normal(size=(1, 1, dims)) * 30 * t + rng.normal(size=(frames, J, dims)) * 0.1
     c = None
     if conf:
@@ -138,7 +141,9 @@ def test_codes_do_not_depend_on_padding_nor_on_the_batch(tokenizers, config, ske
         together = exact_codes(tokenizer, *batch_of([seen[i] for i in group], len(order)))
         for row, i in zip(together, group, strict=True):
             assert torch.equal(row[: -(-lengths[i] // factor)], alone[i])
-    assert len({tuple(c.flatten().tolist()) for c in alone}) > len(clips) / 2  # these are not all the same codes
+    assert (
+        len({tuple(c.flatten().tolist()) for c in alone}) > len(clips) / 2
+    )  # these are not all the same codes
 
 
 @pytest.mark.parametrize("config", ["default", "seed_like"])
@@ -210,7 +215,9 @@ def test_codes_do_not_depend_on_the_number_of_threads(tmp_path, tokenizers):
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("config", ["default", "seed_like", "per_joint"])
 def test_every_length_comes_back(config, factor):
-    small = merge(CONFIGS[config], merge(SMALL, {"model": {"downsample": {"factor_l": factor, "tconv_layers": None}}}))
+    small = merge(
+        CONFIGS[config], merge(SMALL, {"model": {"downsample": {"factor_l": factor, "tconv_layers": None}}})
+    )
     tokenizer = make(small, MOUSE, 3)
     for T in range(1, 41):
         clip = motion(MOUSE, 3, T, T)
@@ -288,7 +295,9 @@ def test_one_missing_coordinate_changes_only_what_it_can_reach(tokenizers, confi
         before, after = tokenizer.encode(clip).ids, tokenizer.encode(broken).ids
     assert [r.getMessage() for r in caplog.records] == ["clip 'broken': 1 coordinates missing, 1 filled"]
     with torch.no_grad():
-        a, b = (tokenizer.network.encode(*(t[None] for t in tensors(tokenizer, c)))[0] for c in (clip, broken))
+        a, b = (
+            tokenizer.network.encode(*(t[None] for t in tensors(tokenizer, c)))[0] for c in (clip, broken)
+        )
     far = np.abs(np.arange(len(before)) - frame // tokenizer.factor_l) > reach(cfg)
     assert (a != b).any()
     torch.testing.assert_close(a[far], b[far], rtol=1e-5, atol=1e-5)
@@ -505,7 +514,11 @@ def test_encode_draws_no_random_numbers(seed_like, tokenizers):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
         tokenizer.decode(tokenizer.encode(motion(*SKELETONS["bandai21"], 33, 0)))
-        assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        assert before == (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        )
 
 
 @pytest.mark.parametrize("config", ["default", "seed_like"])

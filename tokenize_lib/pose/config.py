@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..core.config import Config, LoggingConfig, TrainConfig, load_config
+from ..core.config import Config, LoggingConfig, TrainConfig
 
 # %% ../../nbs/pose/20_config.ipynb #0c1798ba
 class PreprocessConfig(Config):
@@ -150,6 +150,9 @@ class QuantizerConfig(Config):
     beam_width: int = Field(1, ge=1, description="partial choices followed when encoding; 1: greedy")
     noise_feedback: float = Field(
         0.0, ge=0, lt=1, description="share of a token's error that the next makes up for"
+    )
+    settle_rounds: int = Field(
+        0, ge=0, description="after training: moves of the codes that no training clip uses to where errors are largest"
     )
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
 

@@ -193,7 +193,7 @@ def choose_codes(
         code_with_feedback(groups[:, g], books, q.noise_feedback, q.beam_width)
         for g in range(groups.shape[1])
     ]
-    codes, lead = (np.stack(p, 1) for p in zip(*parts, strict=True))
+    codes, lead, _ = (np.stack(p, 1) for p in zip(*parts, strict=True))
     return torch.from_numpy(codes).to(z.device).reshape(*z.shape[:-1], -1), bool((lead >= AMBIGUOUS).all())
 
 

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['resolve_config', 'split_clips', 'build_tokenizer', 'processed', 'start_codebooks', 'reconstruct', 'PoseTraining',
-           'measure', 'train_tokenizer', 'summarise']
+           'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'finished', 'summarise']
 
 # %% ../../nbs/pose/80_train.ipynb #03ee14c0
 import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.checkpoint import model_info
 from ..core.config import load_config, merge, read_config
 from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
@@ -29,6 +29,7 @@ from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
 from .tokenizer import PoseTokenizer, at_model_rate, exact_codes, token_mask
+from ..quantize.feedback import code_with_feedback
 from ..quantize.usage import CodeUsage, collapse_risk
 
 # %% ../../nbs/pose/80_train.ipynb #2103ec13
@@ -196,6 +197,38 @@ def measure(
     }
     return found.compute() | codes
 
+# %% ../../nbs/pose/80_train.ipynb #ba0b5a6c
+@torch.no_grad()
+def settle(
+    tokenizer: PoseTokenizer,  # in evaluation mode; its codebooks are changed in place
+    clips: Sequence[Processed],  # training clips
+    rounds: int,  # passes over the layers
+) -> None:
+    "Move idle codes to where the training clips have large errors."
+    q, generator = tokenizer.config.model.quantizer, torch.Generator().manual_seed(tokenizer.config.train.seed)
+    latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
+    for layer in list(range(q.num_codebooks)) * rounds:
+        books = [b.cpu().numpy() for b in tokenizer.codebooks]
+        coded = [code_with_feedback(z, books, q.noise_feedback, q.beam_width) for z in latents]
+        codes, errors = (np.concatenate([c[i] for c in coded]) for i in (0, 2))
+        idle = np.setdiff1d(np.arange(q.codebook_size), codes[:, layer])
+        weight = torch.from_numpy(np.square(errors).sum(1))
+        chosen = torch.multinomial(weight, min(len(idle), int((weight > 0).sum())), generator=generator).numpy() if len(idle) else []
+        wanted = torch.from_numpy(errors[chosen] + books[layer][codes[chosen, layer]])
+        tokenizer.quantizer.layers[layer].embed[idle[: len(chosen)]] = wanted.to(tokenizer.network.mean_pose)
+    tokenizer.eval()  # forget what was derived from the old codebooks
+
+
+@torch.no_grad()
+def latent_sequences(
+    tokenizer: PoseTokenizer,  # in evaluation mode
+    clip: Processed,
+) -> list[np.ndarray]:  # [L, code_dim] each: one for the body, or one for each joint
+    "What the quantiser is given for a clip."
+    x, conf = (torch.from_numpy(a).to(tokenizer.network.mean_pose)[None] for a in (clip.x, clip.conf))
+    z = tokenizer.network.encode(x, conf)[0]
+    return list(z.reshape(len(z), -1, z.shape[-1]).transpose(0, 1).cpu().numpy())
+
 # %% ../../nbs/pose/80_train.ipynb #700f7694
 def train_tokenizer(
     source: MotionSet | str | os.PathLike,  # registry name, prepared folder, folder of clips, file
@@ -230,7 +263,7 @@ def train_tokenizer(
     module = PoseTraining(tokenizer.train(), batches, processed(tokenizer, val), steps)
     result = fit(module, run, cfg.logging, monitor="mpjpe", device=device, resume=resume)
     run.log(event="timing", cpu_seconds=round(time.process_time() - started, 1))
-    metrics = summarise(PoseTokenizer.from_pretrained(run.best), seen, module.val) | {
+    metrics = summarise(finished(run, seen), seen, module.val) | {
         "steps": result.steps,
         "best_step": result.best_step,
         "train_clips": len(train),
@@ -238,6 +271,19 @@ def train_tokenizer(
     }
     run.finish(metrics)
     return metrics
+
+
+def finished(
+    run: Run,  # whose training is over
+    train: Sequence[Processed],
+) -> PoseTokenizer:  # the best model, which is also what run.best holds
+    "The best model with settled codebooks. A run that is resumed here does not settle twice."
+    tokenizer = PoseTokenizer.from_pretrained(run.best)
+    rounds = tokenizer.config.model.quantizer.settle_rounds
+    if rounds and "settled" not in model_info(run.best).get("extra", {}):
+        settle(tokenizer, train, rounds)
+        tokenizer.save_pretrained(run.best, extra={"settled": rounds})
+    return tokenizer
 
 
 def summarise(

@@ -43,16 +43,19 @@ def code_with_feedback(
     codebooks: Sequence[np.ndarray],  # [K, dim] of each layer
     feedback: float,  # share of the last token's error that the next one makes up for, 0 to 1
     beam: int = 1,  # partial sums to follow; 1 is greedy
-) -> tuple[np.ndarray, np.ndarray]:  # [L, Q] codes, [L] margins as those of `encode_with_margin`
-    "Codes of a sequence, each token making up for a share of the error before it."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [L, Q] codes, [L] margins, [L, dim] errors
+    """Codes of a sequence, each token making up for a share of the error before it.
+
+    Margins are those of `encode_with_margin`; an error is what is left of a token's target."""
     books = [(b, 0.5 * (b * b).sum(1)) for b in codebooks]
     codes, margins = np.zeros((len(latents), len(books)), np.int64), np.zeros(len(latents))
-    error = 0.0
+    errors, error = np.zeros_like(latents), 0.0
     for t, latent in enumerate(latents):
         target = latent + feedback * error
         codes[t], error, margin = _nearest_sum(target, books, beam)
+        errors[t] = error
         margins[t] = margin / max(float(target @ target), np.finfo(target.dtype).tiny)
-    return codes, margins
+    return codes, margins, errors
 
 # %% ../../nbs/quantize/15_feedback.ipynb #91755cf8
 @torch.no_grad()
