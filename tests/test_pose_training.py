@@ -23,7 +23,11 @@ TERMS = ["loss", "pos", "vel", "acc", "bone", "vq", "perplexity_1", "perplexity_
 BODY = load_skeleton("synthetic17")
 TINY = {
     "train": {"batch_size": 4, "window_T": 16, "max_steps": 12},
-    "model": {"d_model": 16, "encoder": {"latent_dilations": [1, 3]}, "quantizer": {"codebook_size": 16, "code_dim": 8}},
+    "model": {
+        "d_model": 16,
+        "encoder": {"latent_dilations": [1, 3]},
+        "quantizer": {"codebook_size": 16, "code_dim": 8},
+    },
     "logging": {"tensorboard": False},
 }
 # the source document's architecture and losses, small
@@ -35,6 +39,18 @@ SEED_LIKE = {
               "decoder": {"num_refine_blocks": 1}, "quantizer": {"codebook_size": 32, "code_dim": 8}},
     "logging": {"tensorboard": False},
 }  # fmt: skip
+# our own architecture; written out, so that the regression does not move when a default does
+OURS = merge(SEED_LIKE, {
+    "train": {"batch_size": 4, "max_steps": 100, "optimizer": {"lr": 1e-3},
+              "augment": {"mirror": 0.5, "rotation_deg": 20, "time_warp": 1.33, "body_scale": 0.1, "bone_scale": 0.05,
+                          "joint_rotation_deg": 3.5, "body_mix": 0.25, "clean_fraction": 0.1}},
+    "model": {"d_model": 16, "linear_path": True, "downsample": {"space": "pooled"},
+              "encoder": {"num_stgcn_blocks": 1, "channels": [8], "joint_pool": "linear", "latent_dilations": [1, 3]},
+              "quantizer": {"codebook_size": 16, "commitment_weight": 0.02, "dead_code_threshold": 1e-3, "beam_width": 4,
+                            "noise_feedback": 0.5, "quantizer_dropout": 0.1}},
+    "loss": {"w_bone": 0.1},
+    "logging": {"tensorboard": True},
+})  # fmt: skip
 TINY_SEED_LIKE = merge(SEED_LIKE, {"train": {"batch_size": 4, "max_steps": 12}, "model": {"d_model": 16}})
 
 
@@ -45,7 +61,9 @@ def motion():
 
 def train(out, data, *settings, **options):
     """Train with some settings on top of each other."""
-    cfg = resolve_config(data, merge(settings[0], merge(*settings[1:]) if settings[2:] else (settings[1:] or [{}])[0]))
+    cfg = resolve_config(
+        data, merge(settings[0], merge(*settings[1:]) if settings[2:] else (settings[1:] or [{}])[0])
+    )
     return train_tokenizer(data, out, cfg, quiet=True, device="cpu", **options)
 
 
@@ -86,7 +104,9 @@ def test_three_epochs_teach_a_network_without_any_head_start(tmp_path):
         "loss": {"w_bone": 0.05, "derivative_warmup": 1.0},
     }
     metrics = train(tmp_path / "run", swings(320, (24, 64)), SEED_LIKE, learn)
-    assert metrics["steps"] == 3 * -(-sum(-(-len(c) // 16) for c in swings(320, (24, 64)).split("train")) // 8)
+    assert metrics["steps"] == 3 * -(
+        -sum(-(-len(c) // 16) for c in swings(320, (24, 64)).split("train")) // 8
+    )
     loss, error = (list(logged(tmp_path / "run", k).values()) for k in ("train/loss", "val/mpjpe"))
     assert np.mean(loss[-3:]) < 0.7 * np.mean(loss[1:4])  # the first one is all commitment
     assert error[-1] < 0.65 * error[0]
@@ -100,20 +120,19 @@ def test_three_epochs_teach_a_network_without_any_head_start(tmp_path):
 @pytest.fixture(scope="module")
 def hundred(tmp_path_factory, motion):
     out = tmp_path_factory.mktemp("training") / "hundred"
-    steps = {"train": {"max_steps": 100}, "logging": {"tensorboard": True}}
-    return out, train(out, motion, merge(TINY, {"base": "pose/default"}), steps)
+    return out, train(out, motion, OURS)
+
+
+LOSS, MPJPE = 0.4926, 0.0997  # mean of steps 60 to 100; metres, of the best model on its training clips
 
 
 def test_a_hundred_steps_end_where_they_did(hundred):
-    """Regression: measured once; other processors round differently, hence the width."""
+    """Regression: measured once, and as wide as the rounding of other processors and thread counts may need."""
     out, metrics = hundred
     loss = [v for k, v in logged(out, "train/loss").items() if k > 50]
     assert len(loss) == 5
     assert np.mean(loss) == pytest.approx(LOSS, rel=0.05)
     assert metrics["train"]["mpjpe"] == pytest.approx(MPJPE, rel=0.05)
-
-
-LOSS, MPJPE = 1.0, 1.0
 
 
 def test_each_term_is_logged_under_its_own_name(hundred):
@@ -127,11 +146,18 @@ def test_each_term_is_logged_under_its_own_name(hundred):
         assert t["loss"] == pytest.approx(expected, rel=1e-4)
     usage = [r for r in read_log(out) if r.get("event") == "usage"]
     assert len(usage) == len(rows)
-    assert all(len(u["perplexity"]) == len(u["top_codes"]) == 3 and len(u["top_codes"][0]) == 5 for u in usage)
+    assert all(
+        len(u["perplexity"]) == len(u["top_codes"]) == 3 and len(u["top_codes"][0]) == 5 for u in usage
+    )
     with open(out / "metrics.csv", encoding="utf-8") as f:
         table = list(csv.DictReader(f))
     assert [int(r["step"]) for r in table] == [1, *range(10, 101, 10)]
-    assert {f"train/{k}" for k in TERMS} | {"val/mpjpe", "val/recon_l1", "val/perplexity_3", "val/usage_1"} <= table[0].keys()
+    assert {f"train/{k}" for k in TERMS} | {
+        "val/mpjpe",
+        "val/recon_l1",
+        "val/perplexity_3",
+        "val/usage_1",
+    } <= table[0].keys()
     assert [float(r["train/vq"]) for r in table] == [r["train/vq"] for r in rows]
     assert list((out / "tensorboard").glob("events*"))
 
@@ -140,7 +166,7 @@ def test_the_learning_rate_rises_and_falls(hundred):
     rate = logged(hundred[0], "train/lr")
     assert rate[1] < rate[10] == max(rate.values()) == pytest.approx(1e-3, rel=0.01)
     assert list(rate.values())[1:] == sorted(list(rate.values())[1:], reverse=True)
-    assert rate[100] < 1e-4
+    assert rate[100] < 1e-5
 
 
 def test_the_best_model_is_kept_and_measured(hundred, motion):
@@ -150,7 +176,9 @@ def test_the_best_model_is_kept_and_measured(hundred, motion):
     assert metrics["val"]["mpjpe"] == error[metrics["best_step"]]
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics["tokenizer"] == PoseTokenizer.from_pretrained(out).name
-    assert (metrics["train_clips"], metrics["val_clips"]) == tuple(len(motion.split(s)) for s in ("train", "val"))
+    assert (metrics["train_clips"], metrics["val_clips"]) == tuple(
+        len(motion.split(s)) for s in ("train", "val")
+    )
     assert metrics["bits_per_frame"] == 3 * 4 / 4
 
 
@@ -221,7 +249,9 @@ def test_killed_and_resumed_is_as_if_never_killed(tmp_path, motion, monkeypatch,
     assert train(tmp_path / "twice", motion, settings, resume=True) == whole
     files = [tmp_path / n / "best" / "model.safetensors" for n in ("whole", "twice")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    last = [torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("whole", "twice")]
+    last = [
+        torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("whole", "twice")
+    ]
     assert all(torch.equal(v, last[1]["state_dict"][k]) for k, v in last[0]["state_dict"].items())
     assert logged(tmp_path / "twice", "train/loss") == logged(tmp_path / "whole", "train/loss")
 
@@ -253,7 +283,7 @@ def test_averaged_weights_are_what_is_kept(tmp_path, motion, monkeypatch):
 def test_it_stops_when_nothing_gets_better(tmp_path, motion):
     settings = {
         "base": "pose/default",
-        "train": {"max_steps": 100, "early_stopping_patience": 2, "optimizer": {"lr": 1e-12}},
+        "train": {"max_steps": 100, "early_stopping_patience": 2, "optimizer": {"lr": 1e-30}},
         "model": {"encoder": {"norm": "none"}, "quantizer": {"ema_update": False}},
     }
     metrics = train(tmp_path / "run", motion, merge(TINY, settings))
@@ -329,7 +359,10 @@ def test_images_with_confidence(tmp_path):
         tokenizer = PoseTokenizer.from_pretrained(tmp_path / name)
         assert (tokenizer.config.data.dims, tokenizer.network.encoder.embed.in_features) == (2, 3)
     less = [replace(c, conf=c.conf * 0.5) for c in flat.clips]  # certain or not is seen by the network
-    assert any((tokenizer.encode(a).ids != tokenizer.encode(b).ids).any() for a, b in zip(flat.clips, less, strict=True))
+    assert any(
+        (tokenizer.encode(a).ids != tokenizer.encode(b).ids).any()
+        for a, b in zip(flat.clips, less, strict=True)
+    )
 
 
 def test_confidence_weighs_the_loss(motion):
@@ -401,7 +434,11 @@ def test_settings_that_contradict_the_data_leave_nothing_behind(tmp_path, motion
         with pytest.raises(ConfigError, match="train.amp"):
             train(tmp_path / "fp16", motion, merge(TINY, {"base": "pose/default", "train": {"amp": "fp16"}}))
     with pytest.raises(DataError, match="no clips to train on"):
-        train(tmp_path / "run", replace(motion, splits={"train": [], "val": motion.ids}), merge(TINY, {"base": "pose/default"}))
+        train(
+            tmp_path / "run",
+            replace(motion, splits={"train": [], "val": motion.ids}),
+            merge(TINY, {"base": "pose/default"}),
+        )
     assert not (tmp_path / "run").exists()
 
 

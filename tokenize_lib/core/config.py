@@ -357,6 +357,7 @@ class TrainConfig(Config):
     max_steps: int | None = Field(None, ge=1)  # optimizer steps; whichever of the two limits comes first
     amp: Literal["off", "fp16", "bf16"] = "bf16"  # mixed precision, on a GPU
     grad_clip_norm: float | None = Field(1.0, gt=0)  # null switches clipping off
+    cpu_threads: int | None = Field(None, ge=1)  # of PyTorch; null takes what the machine has
     devices: int = Field(1, ge=1)  # GPUs (or CPU processes) on this host
     early_stopping_patience: int | None = Field(None, ge=1)  # evaluations without a better metric
     weight_ema_decay: float | None = Field(None, gt=0, lt=1)  # null evaluates the weights as they are

@@ -152,7 +152,9 @@ class QuantizerConfig(Config):
         0.0, ge=0, lt=1, description="share of a token's error that the next makes up for"
     )
     settle_rounds: int = Field(
-        0, ge=0, description="after training: moves of the codes that no training clip uses to where errors are largest"
+        0,
+        ge=0,
+        description="after training: moves of the codes that no training clip uses to where errors are largest",
     )
     quantizer_dropout: float = Field(0.0, ge=0, le=1, description="probability of training with fewer layers")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resolve_config', 'split_clips', 'build_tokenizer', 'processed', 'start_codebooks', 'reconstruct', 'PoseTraining',
-           'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'finished', 'summarise']
+           'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'prepare_training', 'finished', 'summarise']
 
 # %% ../../nbs/pose/80_train.ipynb #03ee14c0
 import os
@@ -19,7 +19,7 @@ from ..core.checkpoint import model_info
 from ..core.config import load_config, merge, read_config
 from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
-from ..core.training import TrainingModule, fit, total_steps
+from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .clips import Clip, MotionSet, load_motion
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
@@ -136,9 +136,10 @@ class PoseTraining(TrainingModule):
         batches: PoseBatches,
         val: Sequence[Processed],  # whole validation clips
         steps: int,  # length of the run
+        seen: Sequence[Processed] = (),  # whole training clips
     ):
         super().__init__(tokenizer, tokenizer.config.train, batches, steps)
-        self.cfg, self.val = tokenizer.config, val
+        self.cfg, self.val, self.seen = tokenizer.config, val, seen
         self.register_buffer("bones", torch.tensor(tokenizer.skeleton.bones).view(-1, 2), persistent=False)
         counted = torch.from_numpy(counted_joints(tokenizer.skeleton, self.cfg.data.preprocess))
         self.register_buffer("counted", counted.float(), persistent=False)
@@ -205,7 +206,10 @@ def settle(
     rounds: int,  # passes over the layers
 ) -> None:
     "Move idle codes to where the training clips have large errors."
-    q, generator = tokenizer.config.model.quantizer, torch.Generator().manual_seed(tokenizer.config.train.seed)
+    q, generator = (
+        tokenizer.config.model.quantizer,
+        torch.Generator().manual_seed(tokenizer.config.train.seed),
+    )
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
         books = [b.cpu().numpy() for b in tokenizer.codebooks]
@@ -213,7 +217,11 @@ def settle(
         codes, errors = (np.concatenate([c[i] for c in coded]) for i in (0, 2))
         idle = np.setdiff1d(np.arange(q.codebook_size), codes[:, layer])
         weight = torch.from_numpy(np.square(errors).sum(1))
-        chosen = torch.multinomial(weight, min(len(idle), int((weight > 0).sum())), generator=generator).numpy() if len(idle) else []
+        chosen = (
+            torch.multinomial(weight, min(len(idle), int((weight > 0).sum())), generator=generator).numpy()
+            if len(idle)
+            else []
+        )
         wanted = torch.from_numpy(errors[chosen] + books[layer][codes[chosen, layer]])
         tokenizer.quantizer.layers[layer].embed[idle[: len(chosen)]] = wanted.to(tokenizer.network.mean_pose)
     tokenizer.eval()  # forget what was derived from the old codebooks
@@ -245,32 +253,37 @@ def train_tokenizer(
     `DataError` for data that cannot be used, `ConfigError` for settings that contradict them or a folder that is taken."""
     motion = source if isinstance(source, MotionSet) else load_motion(source)
     cfg = resolve_config(motion) if cfg is None else cfg
+    with cpu_threads(cfg.train.cpu_threads):
+        module = prepare_training(motion, cfg)
+        run = Run.start(out, cfg, seed=cfg.train.seed, resume=resume, force=force)
+        run.quiet = quiet
+        for file, problem in motion.failures:
+            run.say(f"left out {file}: {problem}")
+        started = time.process_time()
+        if not (resume and (run.checkpoints / "last.ckpt").exists()):
+            start_codebooks(module.model, module.batches)
+        result = fit(module, run, cfg.logging, monitor="mpjpe", device=device, resume=resume)
+        metrics = summarise(finished(run, module.seen), module.seen, module.val)
+    run.log(event="timing", cpu_seconds=round(time.process_time() - started, 1))
+    metrics |= {"steps": result.steps, "best_step": result.best_step}
+    run.finish(metrics)
+    return metrics
+
+
+def prepare_training(
+    motion: MotionSet,
+    cfg: PoseConfig,  # resolved
+) -> PoseTraining:
+    "Split, preprocess and build; nothing is written yet, so that data that cannot be used leave no run behind."
     seed_everything(cfg.train.seed)
     train, val = split_clips(motion, cfg.train.seed)
     tokenizer = build_tokenizer(cfg, motion, train)
     seen = processed(tokenizer, train)
+    tokenizer.network.fit([s.x for s in seen], [s.conf for s in seen])
     windows = sum(-(-len(s.x) // cfg.train.window_T) for s in seen)
     steps = total_steps(cfg.train, len(seen) if cfg.train.clip_mode == "full" else windows)
     batches = PoseBatches(seen, cfg.train, tokenizer.skeleton, steps)
-    run = Run.start(out, cfg, seed=cfg.train.seed, resume=resume, force=force)
-    run.quiet = quiet
-    for file, problem in motion.failures:
-        run.say(f"left out {file}: {problem}")
-    started = time.process_time()
-    tokenizer.network.fit([s.x for s in seen], [s.conf for s in seen])
-    if not (resume and (run.checkpoints / "last.ckpt").exists()):
-        start_codebooks(tokenizer, batches)
-    module = PoseTraining(tokenizer.train(), batches, processed(tokenizer, val), steps)
-    result = fit(module, run, cfg.logging, monitor="mpjpe", device=device, resume=resume)
-    run.log(event="timing", cpu_seconds=round(time.process_time() - started, 1))
-    metrics = summarise(finished(run, seen), seen, module.val) | {
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "train_clips": len(train),
-        "val_clips": len(val),
-    }
-    run.finish(metrics)
-    return metrics
+    return PoseTraining(tokenizer, batches, processed(tokenizer, val), steps, seen)
 
 
 def finished(
@@ -298,5 +311,7 @@ def summarise(
         "train": measure(tokenizer, train),
         "bits_per_token": usage.bits_per_token,
         "bits_per_frame": usage.bits_per_token / tokenizer.factor_l,
+        "train_clips": len(train),
+        "val_clips": len(val),
         "tokenizer": tokenizer.name,
     }
