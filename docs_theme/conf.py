@@ -15,6 +15,7 @@ copyright = f"2026, {author}"
 extensions = ["myst_nb", "sphinx_copybutton"]
 nb_execution_mode = "off"  # pages show what the notebooks stored
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs may hold tables
 myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 # skipped heading levels, outputs that only Jupyter can show, examples with an ellipsis that is no valid JSON

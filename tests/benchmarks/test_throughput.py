@@ -71,7 +71,7 @@ class PlainNetwork(nn.Module):
         return self.decoder(z.T[None])[0].T.numpy()
 
 
-def clips(n=64):
+def clips(n=16):
     rng, t = np.random.default_rng(0), np.arange(FRAMES)[:, None, None] / 30
     body = rng.normal(size=(21, 3)) * 30
     for i in range(n):
@@ -92,7 +92,9 @@ def ours(data) -> PoseTokenizer:
     nn.init.normal_(tokenizer.network.encoder.to_code.weight, std=0.1)
     with torch.no_grad():
         x, conf = (torch.from_numpy(np.stack([getattr(s, k) for s in seen])) for k in ("x", "conf"))
-        tokenizer.quantizer.initialise(tokenizer.network.encode(x, conf), 512)
+        z = tokenizer.network.encode(x, conf).flatten(0, 1)
+        for q, layer in enumerate(tokenizer.quantizer.layers):  # spread as trained ones are, without twins
+            layer.embed.copy_(torch.randn_like(layer.embed) * z.std(0) * 0.6**q)
     return tokenizer.eval()
 
 

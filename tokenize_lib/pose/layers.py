@@ -52,17 +52,14 @@ class MaskedBatchNorm(nn.Module):
         mask: Tensor | None = None,  # [B, T] bool
     ) -> Tensor:  # like `x`
         "Normalise each channel."
-        if not self.training or mask is None or bool(mask.all()):
-            stats = self.running_mean, self.running_var
-            return F.batch_norm(x, *stats, self.weight, self.bias, self.training, self.momentum, self.eps)
-        rows = x.transpose(1, 2)[mask]  # [N, C] or [N, C, J]: valid frames only
-        rows = rows.movedim(1, -1).reshape(-1, x.shape[1]).float()
-        var, mean = torch.var_mean(rows, 0, correction=0)
-        with torch.no_grad():
-            unbiased = var * len(rows) / max(1, len(rows) - 1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        whole = mask is None or bool(mask.all())
+        rows = x.movedim(1, -1) if whole else x.movedim(1, -1)[mask]  # [..., C]: valid frames only
+        learns = self.training and rows.numel() > x.shape[1]  # a single value has no variance
+        stats = self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps
+        if whole or not learns:
+            return F.batch_norm(x, *stats)
+        normed = F.batch_norm(rows.reshape(-1, x.shape[1]), *stats).view(rows.shape)
+        return normed.new_zeros(x.movedim(1, -1).shape).index_put((mask,), normed).movedim(-1, 1)
 
 # %% ../../nbs/pose/50_layers.ipynb #1a01b38a
 def normaliser(

@@ -217,14 +217,13 @@ def settle(
         codes, errors = (np.concatenate([c[i] for c in coded]) for i in (0, 2))
         idle = np.setdiff1d(np.arange(q.codebook_size), codes[:, layer])
         weight = torch.from_numpy(np.square(errors).sum(1))
-        chosen = (
-            torch.multinomial(weight, min(len(idle), int((weight > 0).sum())), generator=generator).numpy()
-            if len(idle)
-            else []
-        )
+        if not (n := min(len(idle), int((weight > 0).sum()))):
+            continue
+        chosen = torch.multinomial(weight, n, generator=generator).numpy()
         wanted = torch.from_numpy(errors[chosen] + books[layer][codes[chosen, layer]])
-        tokenizer.quantizer.layers[layer].embed[idle[: len(chosen)]] = wanted.to(tokenizer.network.mean_pose)
-    tokenizer.eval()  # forget what was derived from the old codebooks
+        book = tokenizer.quantizer.layers[layer]
+        book.place(torch.from_numpy(idle[:n]), wanted.to(book.embed), book.cluster_size.mean().expand(n))
+    tokenizer.eval()  # forget what was kept about the old codebooks
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .rvq import ResidualCodebooks
+from .vq import at_least_float32
 
 # %% ../../nbs/quantize/15_feedback.ipynb #afd855db
 def _nearest_sum(
@@ -28,10 +29,10 @@ def _nearest_sum(
         last = q == len(books) - 1
         flat = (half - left @ vectors.T + 0.5 * (left * left).sum(1, keepdims=True)).ravel()
         keep = min(1 if last else beam, flat.size)
-        best = np.argpartition(flat, keep - 1)[:keep] if keep > 1 else np.array([flat.argmin()])
-        if (last or beam == 1) and flat.size > 1:
-            first, second = np.partition(flat, 1)[:2]
-            margin = min(margin, 2 * (second - first))
+        best = np.argpartition(flat, min(keep, flat.size - 1))
+        if flat.size > keep:  # what is pruned by a hair may have been the beginning of the best
+            margin = min(margin, 2 * (flat[best[keep]] - flat[best[:keep]].max()))
+        best = best[:keep]
         parent, code = np.divmod(best, len(vectors))
         left = left[parent] - vectors[code]
         codes = [codes[p] + [c] for p, c in zip(parent.tolist(), code.tolist(), strict=True)]
@@ -65,11 +66,12 @@ def feedback_targets(
     feedback: float,  # share of the last token's error that the next one makes up for
 ) -> Tensor:  # like `z`
     "What each token is to be quantised for, so that it makes up for a share of the error before it."
-    targets, error = z.clone(), 0.0
-    for t in range(z.shape[1]):
-        targets[:, t] += feedback * error
-        left = targets[:, t].reshape(-1, z.shape[-1])
-        for layer in quantizer.layers:
-            left = left - layer.decode(layer.nearest(left))
-        error = left.reshape(targets[:, t].shape)
+    with torch.autocast(z.device.type, enabled=False):
+        targets, error = at_least_float32(z).clone(), 0.0
+        for t in range(z.shape[1]):
+            targets[:, t] += feedback * error
+            left = targets[:, t].reshape(-1, z.shape[-1])
+            for layer in quantizer.layers:
+                left = left - layer.decode(layer.nearest(left))
+            error = left.reshape(targets[:, t].shape)
     return targets

@@ -95,20 +95,22 @@ def beam_search(
     latent: Tensor,  # [N, code_dim]
     layers: Sequence[VectorQuantizer],  # residual codebooks, in order
     beam: int,  # partial sums to follow
-) -> tuple[Tensor, Tensor]:  # [N, Q] codes, [N] how much worse the runner-up is in squared distance
+) -> tuple[Tensor, Tensor]:  # [N, Q] codes, [N] the smallest lead over what was pruned, in squared distance
     "The sum of one vector from each layer that comes nearest, as far as the beam sees."
     left, codes = latent[:, None], latent.new_zeros(len(latent), 1, 0, dtype=torch.long)
+    margin = latent.new_full((len(latent),), torch.inf)
     for q, layer in enumerate(layers):
         half = left.square().sum(-1, keepdim=True) / 2  # squared distances, halved
         cost = half + scores(left.flatten(0, 1), layer.search_terms()).unflatten(0, left.shape[:2])
-        keep = min(max(beam, 2) if q == len(layers) - 1 else beam, cost[0].numel())
-        cost, best = cost.flatten(1).topk(keep, largest=False)
-        parent, code = best // layer.codebook_size, best % layer.codebook_size
+        keep = min(1 if q == len(layers) - 1 else beam, cost[0].numel())
+        cost, best = cost.flatten(1).topk(min(keep + 1, cost[0].numel()), largest=False)
+        if cost.shape[1] > keep:  # what is pruned by a hair may have been the beginning of the best
+            margin = torch.minimum(margin, cost[:, keep] - cost[:, keep - 1])
+        parent, code = best[:, :keep] // layer.codebook_size, best[:, :keep] % layer.codebook_size
         rows = torch.arange(len(latent), device=latent.device)[:, None]
         left = left[rows, parent] - layer.decode(code)
         codes = torch.cat([codes[rows, parent], code[..., None]], -1)
-    second = cost[:, 1] if cost.shape[1] > 1 else cost.new_full((len(cost),), torch.inf)
-    return codes[:, 0], 2 * (second - cost[:, 0])
+    return codes[:, 0], 2 * margin
 
 # %% ../../nbs/quantize/10_rvq.ipynb #77d19a17
 class ResidualCoder(ResidualCodebooks):
