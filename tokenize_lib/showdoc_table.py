@@ -10,6 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
+from typing import Annotated, get_args, get_origin
 
 from fastcore.docments import docments
 
@@ -51,7 +52,11 @@ def parameters(
     except (TypeError, ValueError, AttributeError, OSError):
         return []
     returned = found.pop("return", None)
-    rows = [(n, _type(p.anno), _default(p.default), p.docment or "") for n, p in found.items() if n != "self"]
+    rows = [
+        (n, _type(p.anno), _default(p.default), p.docment or _help(p.anno))
+        for n, p in found.items()
+        if n != "self"
+    ]
     if returned and returned.anno not in (inspect.Parameter.empty, None) and not inspect.isclass(sym):
         rows.append(("**returns**", _type(returned.anno), "", returned.docment or ""))
     return rows
@@ -61,9 +66,16 @@ def _type(anno):
     "An annotation without the modules that its names come from."
     if anno in (inspect.Parameter.empty, None):
         return ""
+    if get_origin(anno) is Annotated:
+        anno = get_args(anno)[0]
     return re.sub(
         r"\b(?:\w+\.)+(?=\w)|~", "", anno if isinstance(anno, str) else inspect.formatannotation(anno)
     )
+
+
+def _help(anno):
+    "What a command line says about an option: its annotation carries it."
+    return next((m.help for m in getattr(anno, "__metadata__", ()) if getattr(m, "help", None)), "")
 
 
 def _default(value):

@@ -99,9 +99,9 @@ def atomic_folder(
     path = Path(path)
     path = path if path.name else path.resolve()  # "." has no name to put another beside
     make_folder(path.parent)
-    if path.exists() and not path.is_dir():
+    if os.path.isfile(path):  # pathlib's own would raise where it may not look
         raise DataError("is a file", file=path, expected="a folder, or nothing", fix="Choose another name.")
-    if path.is_dir() and (foreign := sorted({p.name for p in path.iterdir()} - set(replaces))):
+    if os.path.isdir(path) and (foreign := sorted({p.name for p in path.iterdir()} - set(replaces))):
         raise DataError("holds other files", file=path, found=foreign[0], fix="Choose a new or empty folder.")
     temp = make_folder(_beside(path))
     try:
