@@ -106,7 +106,7 @@ def fetch(
 ) -> None:
     """Download a data set into the cache and check its hashes; nothing happens if it is here already.
 
-    The cache is $TOKENIZE_LIB_CACHE, or the system's place for such things. Data that lie in $TOKENIZE_LIB_DATA are used where they are.
+    The cache is `$TOKENIZE_LIB_CACHE`, or the system's place for such things. Data that lie in `$TOKENIZE_LIB_DATA` are used where they are.
 
     Example: `tokenize-lib data fetch bandai_namco_1`
     """

@@ -14,6 +14,7 @@ import math
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -397,7 +398,10 @@ def fit(
     )
     last = run.checkpoints / "last.ckpt"
     try:
-        with stop_between_steps(conductor):
+        with stop_between_steps(conductor), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", module="lightning"
+            )  # deprecations between Lightning and PyTorch
             trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=True)
     except SystemExit as e:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from e

@@ -41,7 +41,7 @@ def bits(
 ) -> float:  # bits a frame: those really spent, the last and partly filled token of each clip included
     "Bits per frame without an entropy coder."
     tokens = sum(-(-T // factor_l) for T in lengths)
-    return tokens * bits_per_token / sum(lengths)
+    return float(tokens * bits_per_token / sum(lengths))
 
 
 def measure_set(

@@ -241,7 +241,7 @@ class AttentionPool(nn.Module):
         weights = self.score(x).softmax(-2)  # [B, T, J, heads]
         return self.out((weights.transpose(-1, -2) @ F.relu(self.value(x))).flatten(-2))
 
-
+# %% ../../nbs/pose/50_layers.ipynb #97a806a2
 class MeanPool(nn.Module):
     "The mean of the joints' features, which a joint embedding keeps apart, then a projection."
 
@@ -262,7 +262,7 @@ class MeanPool(nn.Module):
         "One vector a frame."
         return self.out((x * self.joint_gain).mean(-2))
 
-
+# %% ../../nbs/pose/50_layers.ipynb #5aa98905
 class LinearPool(nn.Module):
     "A projection of all joints at once."
 

@@ -120,7 +120,7 @@ def plot_usage(
 
     fig, ax = plt.subplots(figsize=(6, 3.2), dpi=75, layout="constrained")
     for q, (p, perplexity, used) in enumerate(
-        zip(usage.shares(), usage.perplexity(), usage.usage(), strict=True)
+        zip(usage.shares(), usage.perplexity(), usage.usage(), strict=True), 1
     ):
         p = np.sort(p[p > 0])[::-1]
         ax.loglog(
