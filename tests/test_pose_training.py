@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -447,3 +449,21 @@ def test_a_run_is_not_replaced_unasked(tmp_path, motion, plain):
     with pytest.raises(ConfigError, match="finished run"):
         train(plain, motion, merge(TINY, {"base": "pose/default"}))
     assert before == {p: p.read_bytes() for p in plain.rglob("*") if p.is_file()}
+
+
+def test_two_processes_train_together(tmp_path):
+    """Each rank has its own windows; the run ends as any run does, and only one of them speaks."""
+    settings = ["train.max_steps=8", "train.batch_size=4", "model.d_model=32", "train.devices=2"]
+    settings += ["model.quantizer.codebook_size=32", "model.quantizer.dead_code_threshold=1e-3"]
+    code = "import sys; from tokenize_lib.pose.train import *; from tokenize_lib.pose.synthetic import *\n"
+    code += "motion = synthetic_motion(24, seed=0); cfg = resolve_config(motion, overrides=sys.argv[2:])\n"
+    code += "train_tokenizer(motion, sys.argv[1], cfg, device='cpu', quiet=True)"
+    command = [sys.executable, "-c", code, tmp_path / "run", *settings, "logging.tensorboard=false"]
+    subprocess.run(command, check=True, capture_output=True)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 8 and metrics["best_step"] > 0
+    logged = [r["step"] for r in read_log(tmp_path / "run") if "train/loss" in r]
+    assert logged == sorted(set(logged))
+    clip = synthetic_motion(2, seed=5).clips[0]
+    tokenizer = PoseTokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer.decode(tokenizer.encode(clip)).shape == clip.pose.shape

@@ -268,7 +268,12 @@ class Conductor(L.Callback):
             self.log_terms(trainer, module, step)
         if step % capped(self.logging.eval_every_steps, module.steps) == 0 or last:
             self.evaluate(trainer, module, step)
-        if step % capped(self.logging.save_every_steps, module.steps) == 0 or last or self.interrupted:
+        if (
+            step % capped(self.logging.save_every_steps, module.steps) == 0
+            or last
+            or self.interrupted
+            or trainer.should_stop
+        ):
             save_checkpoint(trainer, self.run)
         if self.interrupted:
             raise KeyboardInterrupt
@@ -383,7 +388,7 @@ def fit(
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device, device),
         devices=train.devices,
-        strategy="ddp" if train.devices > 1 else "auto",
+        strategy="ddp_fork" if train.devices > 1 else "auto",
         precision=precision(train.amp),
         max_steps=module.steps,
         max_epochs=-1,
@@ -405,7 +410,9 @@ def fit(
             trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=True)
     except SystemExit as e:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from e
-    return FitResult(trainer.global_step, conductor.best, conductor.best_step)
+    end = torch.load(last, weights_only=True)  # with several processes, this one has not trained itself
+    conductor.load_state_dict(end["callbacks"][conductor.state_key])
+    return FitResult(end["global_step"], conductor.best, conductor.best_step)
 
 # %% ../../nbs/core/40_training.ipynb #8aa047f3
 class stop_between_steps:
