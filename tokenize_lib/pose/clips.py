@@ -381,7 +381,8 @@ def _load_prepared(folder: Path, skeleton: Any, strict: bool) -> MotionSet:
     files = _motion_files(folder / "clips")
     chosen = {"data": {"preprocess": info.get("preprocess", {})}}  # what the statistics were measured with
     recommended = merge(info.get("recommended", {}), chosen)
-    return replace(_load_folder(folder, files, skeleton, strict), recommended=recommended)
+    name = str(info.get("name") or folder.name)
+    return replace(_load_folder(folder, files, skeleton, strict), name=name, recommended=recommended)
 
 
 def _load_registered(name: str, seed: int, skeleton: Any) -> MotionSet:
