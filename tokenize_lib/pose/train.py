@@ -170,7 +170,13 @@ class PoseTraining(TrainingModule):
     def on_log(self, run: Run, step: int) -> None:
         "Usage since the last time: perplexity, the most used codes, and a warning when a codebook is about to collapse."
         perplexity = self.usage.perplexity()
-        run.log(event="usage", step=step, perplexity=perplexity, top_codes=self.usage.top_k(5))
+        top = self.usage.top_k(5)
+        run.log(event="usage", step=step, perplexity=perplexity, top_codes=top)
+        most = (
+            f"layer {q}: " + ", ".join(f"{k} ({share:.1%})" for k, share in t[:3])
+            for q, t in enumerate(top, 1)
+        )
+        run.say(f"step {step}/{self.steps}  most used codes  " + "  ".join(most))
         for q, (p, k) in enumerate(zip(perplexity, self.usage.codebook_sizes, strict=True), 1):
             if warning := collapse_risk(p, k):
                 run.say(f"WARNING layer {q}: {warning}")
