@@ -7,8 +7,7 @@ __all__ = ['CorpusReport', 'encode_corpus', 'decode_corpus', 'export_tokenizer']
 
 # %% ../../nbs/pose/96_corpus.ipynb #03a6faf5
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from ..core.data import list_datasets
 from ..core.errors import ConfigError, DataError, FormatError, TokenizeError
 from ..core.files import atomic_folder, hash_arrays, make_folder, write_json
+from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
@@ -81,20 +81,6 @@ def _tokenizer(model_dir: str, device: str, digest: str) -> Any:
     if tokenizer.content_hash() != digest:
         raise FormatError("the model changed while it was in use", file=model_dir, fix="Start again.")
     return tokenizer
-
-
-def _work_through(
-    function: Callable, calls: Iterable[tuple], total: int, jobs: int, what: str, quiet: bool
-) -> Iterator:
-    "Results in order, from one process or several, with a bar on standard error where somebody is watching."
-    from joblib import Parallel, delayed
-    from rich.console import Console
-    from rich.progress import track
-
-    console, bar = Console(stderr=True), {"description": what, "total": total, "transient": True}
-    hidden = quiet or not sys.stderr.isatty()
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*c) for c in calls)
-    yield from track(results, console=console, disable=hidden, **bar)
 
 # %% ../../nbs/pose/96_corpus.ipynb #acc63dec
 @dataclass
@@ -246,7 +232,7 @@ def encode_corpus(
         report.add(c, kept=True)
     todo = [n for n, c in enumerate(before) if c is None]
     calls = ((model, *corpus.items[n], corpus.skeleton, targets[n]) for n in todo)
-    results = _work_through(_encode_one, calls, len(todo), jobs, "encoding", quiet)
+    results = work_through(_encode_one, calls, len(todo), jobs, "encoding", quiet)
     new = _collect(report, results, [corpus.name(n) for n in todo], strict)
     for c in new:
         report.add(c, kept=False)
@@ -370,7 +356,7 @@ def decode_corpus(
         if kept:
             report.add(c, kept=True)
     left = [(c, t) for c, t, kept in zip(todo, targets, same, strict=True) if not kept]
-    results = _work_through(
+    results = work_through(
         _decode_one, ((model, c, t, num_codebooks) for c, t in left), len(left), jobs, "decoding", quiet
     )
     for c in _collect(report, results, [c.id for c, _ in left], strict):

@@ -19,6 +19,7 @@ import numpy as np
 from ..core.data import list_datasets
 from ..core.errors import ConfigError, DataError, TokenizeError
 from ..core.files import make_folder, read_json, read_npz, write_json
+from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
@@ -199,24 +200,6 @@ def _try_settings(cfg: PoseConfig, skeleton: Skeleton, dims: int, own: Skeleton 
 FORMAT, VERSION = "tokenize_lib.prepared_motion", 1
 
 
-def _parallel(function, arguments: Iterable[tuple], total: int, jobs: int, what: str) -> Iterator[Any]:
-    "Results in order, over processes, with a progress bar on standard error where somebody is watching."
-    from joblib import Parallel, delayed
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*a) for a in arguments)
-    return track(
-        results,
-        description=what,
-        total=total,
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-
-
 def _other_source(out: Path, source: _Source, dims: int) -> None:
     "Refuse to mix two sets in one folder."
     if (out / "prepared.json").exists():
@@ -264,7 +247,7 @@ def prepare(
     if cfg.data.preprocess.scale_norm and scale_scope(cfg.data.preprocess, dims) == "dataset":
         train = (read_clip(out / "clips" / f"{i}.npz", skeleton) for i in splits["train"])
         scale = fit_dataset_scale(train, cfg.data.preprocess, skeleton)
-    rows = _parallel(
+    rows = work_through(
         _measure,
         ((out / "clips" / f"{i}.npz", cfg, skeleton, scale) for i in ids),
         len(ids),
@@ -282,7 +265,7 @@ def _import_all(
     targets = [out / "clips" / f"{i}.npz" for i, _ in source.items]
     stamps = [t.stat().st_mtime_ns if t.exists() else None for t in targets]
     work = ((item, t, *settings) for item, t in zip(source.items, targets, strict=True))
-    problems = list(_until(_parallel(_import, work, len(targets), jobs, "reading"), strict))
+    problems = list(_until(work_through(_import, work, len(targets), jobs, "reading"), strict))
     for (clip_id, item), problem, target in zip(source.items, problems, targets, strict=True):
         if problem is not None:
             target.unlink(missing_ok=True)  # of an earlier call, when the file was still good
