@@ -17,6 +17,8 @@ def words(key):
     return shlex.split(cfg.get(key, ""))
 
 
+extras = {name: words(f"{name}_requirements") for name in ("files", "export", "ray")}
+
 setuptools.setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -32,6 +34,6 @@ setuptools.setup(
     packages=setuptools.find_packages(include=[lib, f"{lib}.*"]),
     package_data={lib: words("package_data")},
     install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements")},
+    extras_require=extras | {"dev": sum(extras.values(), words("dev_requirements"))},
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{lib}={lib}._modidx:d"]},
 )
