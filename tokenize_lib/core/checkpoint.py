@@ -184,6 +184,7 @@ def _push_to_hub(model: PretrainedModel, repo_id: str) -> str:
 # %% ../../nbs/core/50_checkpoint.ipynb #87d28af1
 MODELS: dict[str, str] = {
     "pose_tokenizer": "tokenize_lib.pose.tokenizer:PoseTokenizer",
+    "context_model": "tokenize_lib.quantize.context:ContextModel",
 }
 
 
