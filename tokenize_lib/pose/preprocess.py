@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOX_FLOOR', 'FRAME_FLOOR', 'RepairCounts', 'fill_missing', 'root_indices', 'root_trajectory', 'scale_scope',
-           'body_scale', 'fit_dataset_scale', 'smooth', 'map_joints', 'Processed', 'preprocess_clip', 'invert',
-           'resample_clip']
+           'body_scale', 'layout_of', 'fit_dataset_scale', 'smooth', 'map_joints', 'Processed', 'preprocess_clip',
+           'invert', 'resample_clip']
 
 # %% ../../nbs/pose/30_preprocess.ipynb #5ff4d46b
 from collections.abc import Iterable, Mapping
@@ -170,6 +170,14 @@ def body_scale(
     least = np.maximum(FRAME_FLOOR * clip, np.nan_to_num(BOX_FLOOR[mode] * box))
     return np.maximum(frame, least), int((frame < least).sum())
 
+# %% ../../nbs/pose/30_preprocess.ipynb #1c3daaca
+def layout_of(
+    clip: Clip,
+    skeleton: Skeleton,  # the layout the model knows
+) -> Skeleton:  # the joints of `clip.pose`
+    "The skeleton a clip came in; the model's own where the joints are the same."
+    return skeleton if clip.skeleton is None or clip.skeleton.joints == skeleton.joints else clip.skeleton
+
 # %% ../../nbs/pose/30_preprocess.ipynb #2eace638
 def fit_dataset_scale(
     clips: Iterable[Clip],  # the training clips
@@ -179,7 +187,7 @@ def fit_dataset_scale(
     "The scale of a data set in the data's unit; `DataError` when nothing can be measured."
     total, frames, box, boxes = {}, {}, 0.0, 0
     for clip in clips:
-        source = clip.skeleton or skeleton
+        source = layout_of(clip, skeleton)
         pose, _, _ = fill_missing(clip.pose, clip.conf, cfg.interp_max_gap if cfg.interp_missing else 0)
         root, _ = root_trajectory(pose, root_indices(source, cfg.root_joint))
         diagonal = _box(pose)
@@ -266,7 +274,7 @@ def preprocess_clip(
     dataset_scale: float | None = None,  # see `fit_dataset_scale`; needed where the scope is "dataset"
 ) -> Processed:
     "Run the five steps on one clip; `DataError` for joints that do not fit, `ConfigError` for steps that cannot be done."
-    source = clip.skeleton or skeleton
+    source = layout_of(clip, skeleton)
     if clip.pose.shape[1] != len(source):
         expected = f"{len(source)} joints of skeleton {source.name!r}"
         raise DataError(
