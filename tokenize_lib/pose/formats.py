@@ -51,8 +51,9 @@ def _csv_format(path: Path) -> str | None:
     rows = read_rows(path, 4)
     if not rows:
         raise FormatError("an empty file", file=path)
-    first = {row[0].strip().casefold() for row in rows}
-    if {"bodyparts", "coords"} <= first:
+    if {"scorer", "bodyparts"} & {
+        row[0].strip().casefold() for row in rows
+    }:  # cut off in the header, it is still its
         return "deeplabcut"
     return "sleap" if is_sleap_table(rows[0]) else "mediapipe" if is_landmark_table(rows[0]) else None
 
