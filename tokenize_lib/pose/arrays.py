@@ -8,6 +8,7 @@ __all__ = ['recover_joints', 'read_array', 'is_motion_array', 'array_recording']
 # %% ../../nbs/pose/13_arrays.ipynb #01a0a512
 import logging
 import os
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ def recover_joints(
 
 # %% ../../nbs/pose/13_arrays.ipynb #ea666afe
 _log = logging.getLogger(__name__)
+_BROKEN = (
+    ValueError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
 _FAR = 8.0  # how far beyond 1 the coordinates must reach before the last column counts as a confidence
 
 
@@ -58,16 +70,7 @@ def read_array(
         array = np.load(path, allow_pickle=False)
     except OSError as e:
         raise FormatError(f"cannot be read ({e.strerror or e})", file=path) from e
-    except (
-        ValueError,
-        EOFError,
-        MemoryError,
-        SyntaxError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        zipfile.BadZipFile,
-    ) as e:
+    except _BROKEN as e:
         raise FormatError(
             f"damaged .npy ({e})", file=path, fix="It was cut short or is another kind of file."
         ) from e

@@ -105,8 +105,12 @@ def people_recording(
     file: Any,  # the whole, named in errors
 ) -> Recording:
     "People over time from frames in OpenPose's form."
-    has_3d = any(isinstance(p, Mapping) and p.get("pose_keypoints_3d") for f, _ in frames.values() if isinstance(f, Mapping)
-                 for p in f.get("people") or () if isinstance(f.get("people"), list))  # fmt: skip
+    lists = [
+        f["people"]
+        for f, _ in frames.values()
+        if isinstance(f, Mapping) and isinstance(f.get("people"), list)
+    ]
+    has_3d = any(isinstance(p, Mapping) and p.get("pose_keypoints_3d") for people in lists for p in people)
     key, width = ("pose_keypoints_3d", 4) if has_3d else ("pose_keypoints_2d", 3)
     return _recording({t: _people(f, key, width, name) for t, (f, name) in frames.items()}, file, "openpose")
 

@@ -28,7 +28,7 @@ _BROKEN = (
     OverflowError,
     MemoryError,
 )
-_BROKEN += (struct.error, ZeroDivisionError)
+_BROKEN += (struct.error, ZeroDivisionError, UnboundLocalError)
 
 
 def _parameter(reader: Any, name: str) -> str | None:

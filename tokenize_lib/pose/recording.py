@@ -79,7 +79,8 @@ def pair_prices(
         known = np.isfinite(d).any(axis=0)
         low, middle, high = np.full((3, *known.shape), np.nan)
         low[known], middle[known], high[known] = np.nanpercentile(d[:, known], [10, 50, 90], axis=0)
-        size = np.nanmedian(middle[~np.eye(len(known), dtype=bool)]) if known.any() and len(known) > 1 else 1
+        links = middle[known & ~np.eye(len(known), dtype=bool)]
+        size = float(np.median(links)) if len(links) else 0.0
         price.append((high - low + _LENGTH_SHARE * middle) / (size if size > 0 else 1))
     price = np.stack(price)
     n = np.isfinite(price).sum(axis=0)
@@ -288,9 +289,7 @@ def to_clips(
     for who, track in rec.tracks.items():
         pose, conf = seen(track.pose[:, keep], None if track.conf is None else track.conf[:, keep], min_conf)
         if not np.isfinite(pose).any():
-            _log.warning(
-                "%s: %s was left out: no point is surer than %g", stem, who or "its only individual", min_conf
-            )
+            _log.warning("%s: %s was left out: no point is sure enough", stem, who or "its only individual")
             continue
         meta = (
             rec.meta
@@ -344,7 +343,7 @@ def share_skeletons(
 
 # %% ../../nbs/pose/13_recording.ipynb #3c4e7c23
 def numbers(
-    values: Any,  # nested lists, as JSON or CSV give them; None is NaN
+    values: Any,  # nested lists, as JSON or CSV give them; None, and what is too large for float32, is NaN
     file: Any,
     field: str,
 ) -> np.ndarray:  # float64
@@ -353,4 +352,4 @@ def numbers(
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as e:
         raise FormatError(f"not numbers ({e})", file=file, field=field, found=values) from e
-    return array
+    return np.where(np.abs(array) <= np.finfo(np.float32).max, array, np.nan)  # clips are float32
