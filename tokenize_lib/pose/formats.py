@@ -45,8 +45,9 @@ def _json_format(content: Any) -> str | None:
 
 def _csv_format(path: Path) -> str | None:
     "Which tool wrote this table."
-    from tokenize_lib.pose.animals import is_sleap_table, read_rows
     from tokenize_lib.pose.landmarks import is_landmark_table
+    from tokenize_lib.pose.reading import read_rows
+    from tokenize_lib.pose.sleap import is_sleap_table
 
     rows = read_rows(path, 4)
     if not rows:
@@ -60,7 +61,8 @@ def _csv_format(path: Path) -> str | None:
 
 def _h5_format(path: Path) -> str | None:
     "Which tool wrote this HDF5."
-    from tokenize_lib.pose.animals import dlc_group, open_h5
+    from tokenize_lib.pose.deeplabcut import dlc_group
+    from tokenize_lib.pose.reading import open_h5
 
     with open_h5(path) as f:
         return "sleap" if {"tracks", "node_names"} <= set(f) else "deeplabcut" if dlc_group(f) else None
@@ -101,7 +103,7 @@ def sniff(
     ):
         return _BY_SUFFIX.get(suffix)
     if suffix == ".json":
-        from tokenize_lib.pose.keypoints import load_json
+        from tokenize_lib.pose.reading import load_json
 
         return _json_format(load_json(path))
     return {".csv": _csv_format, ".npy": _npy_format}.get(suffix, _h5_format)(path)
@@ -109,7 +111,7 @@ def sniff(
 
 def _is_frame_folder(folder: Path) -> bool:
     "Whether the first readable JSON file is a frame of OpenPose."
-    from tokenize_lib.pose.keypoints import load_json
+    from tokenize_lib.pose.reading import load_json
 
     for p in sorted(folder.glob("*.json")):
         try:
@@ -141,7 +143,8 @@ def _one(module: str, function: str) -> Callable[[Path, Any], dict[str, Recordin
 
 
 def _openpose(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.keypoints import load_json, people_recording, read_openpose
+    from tokenize_lib.pose.keypoints import people_recording, read_openpose
+    from tokenize_lib.pose.reading import load_json
 
     content = None if path.is_dir() else load_json(path)
     if isinstance(content, list):
@@ -150,7 +153,8 @@ def _openpose(path: Path, skeleton: Any) -> dict[str, Recording]:
 
 
 def _alphapose(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.keypoints import alphapose_recording, load_json
+    from tokenize_lib.pose.keypoints import alphapose_recording
+    from tokenize_lib.pose.reading import load_json
 
     content = load_json(path)
     if not isinstance(content, list | Mapping):
@@ -159,7 +163,8 @@ def _alphapose(path: Path, skeleton: Any) -> dict[str, Recording]:
 
 
 def _coco(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.keypoints import coco_recordings, load_json
+    from tokenize_lib.pose.keypoints import coco_recordings
+    from tokenize_lib.pose.reading import load_json
 
     content = load_json(path)
     if not (
@@ -172,8 +177,8 @@ def _coco(path: Path, skeleton: Any) -> dict[str, Recording]:
 
 
 def _mediapipe(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.keypoints import load_json
     from tokenize_lib.pose.landmarks import is_landmark_table, landmark_table, landmarks_recording
+    from tokenize_lib.pose.reading import load_json
 
     if path.suffix.lower() != ".csv":
         return {path.stem: landmarks_recording(load_json(path), path)}
@@ -182,7 +187,7 @@ def _mediapipe(path: Path, skeleton: Any) -> dict[str, Recording]:
 
 def _table(path: Path, fits: Callable[[Sequence[str]], bool]) -> tuple[list[str], list[list[str]]]:
     "Header and rows of a CSV file with one header row."
-    from tokenize_lib.pose.animals import _whole_rows, read_rows
+    from tokenize_lib.pose.reading import read_rows, whole_rows
 
     rows = read_rows(path)
     if not rows or not fits(rows[0]) or len(rows) < 2:
@@ -191,17 +196,17 @@ def _table(path: Path, fits: Callable[[Sequence[str]], bool]) -> tuple[list[str]
             file=path,
             found=", ".join(rows[0][:6]) if rows else "nothing",
         )
-    return rows[0], _whole_rows(rows[1:], len(rows[0]), 2, path)
+    return rows[0], whole_rows(rows[1:], len(rows[0]), 2, path)
 
 
 def _deeplabcut(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.animals import read_dlc_csv, read_dlc_h5
+    from tokenize_lib.pose.deeplabcut import read_dlc_csv, read_dlc_h5
 
     return {path.stem: read_dlc_csv(path) if path.suffix.lower() == ".csv" else read_dlc_h5(path, skeleton)}
 
 
 def _sleap(path: Path, skeleton: Any) -> dict[str, Recording]:
-    from tokenize_lib.pose.animals import is_sleap_table, read_sleap_h5, sleap_table
+    from tokenize_lib.pose.sleap import is_sleap_table, read_sleap_h5, sleap_table
 
     if path.suffix.lower() != ".csv":
         return {path.stem: read_sleap_h5(path)}
