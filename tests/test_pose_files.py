@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,7 @@ def c3d_file(path, lost=((2, 1),)):
     writer.set_point_labels(PARTS)
     writer.set_screen_axis("+X", "+Z")
     writer.add_frames(rows)
-    with open(path, "wb") as f:
+    with open(path, "wb") as f, warnings.catch_warnings(action="ignore"):  # there are no analogue channels
         writer.write(f)
 
 
