@@ -89,7 +89,7 @@ def prepare(
 ) -> int:
     """Check, convert, split and measure motion files.
 
-    Reads .npz (`pose` [T, J, D], optional `conf`, `fps`, `label`, `group`) and .bvh files in any folder structure. Subjects are never on two sides of
+    Reads .npz (`pose` [T, J, D], optional `conf`, `fps`, `label`, `group`), .bvh and whatever `convert` reads. Subjects are never on two sides of
     the split; a published split is kept. Bad files are left out and listed. Safe to run again: what has not changed is not read twice.
 
     Example: `tokenize-lib pose prepare --data clips --out prepared`

@@ -20,6 +20,7 @@ from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
+    _load_foreign,
     _read_splits,
     check_clip,
     load_motion,
@@ -56,6 +57,8 @@ def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Corpus:
     if path.is_dir() and path.resolve() == out.resolve():
         fix = "Choose another output."
         raise ConfigError("input and output are the same folder", field="out", found=str(out), fix=fix)
+    if not (path / "prepared.json").is_file() and (m := _load_foreign(path, None, False, out)) is not None:
+        return _Corpus([(c.id, c) for c in m.clips], m.skeleton, list(m.failures), m.splits)
     items = [(safe_id(_own_id(path)), path)] if path.is_file() else _files(path, out)
     own = root / "skeleton.json"
     return _Corpus(items, load_skeleton(own) if own.is_file() else None, [], _read_splits(root), root)
