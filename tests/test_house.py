@@ -28,10 +28,12 @@ def normal(distribution):
 
 
 def required():
-    """Distributions that pip installs with the library."""
+    """Distributions that pip installs with the library, extras included."""
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    words = settings["DEFAULT"]["requirements"].split()
+    extras = ("files", "export", "ray")
+    fields = ["requirements", *(f"{extra}_requirements" for extra in extras)]
+    words = [word for f in fields for word in settings["DEFAULT"][f].split()]
     return {normal(re.match(r"[\w.-]+", word)[0]) for word in words}
 
 
