@@ -325,26 +325,37 @@ def _read_clip(entry: Any, head: dict[str, Any], path: Any, n: int) -> Codes:
 
 # %% ../../nbs/quantize/30_codes.ipynb #bb00a495
 def load_codes(
-    path: str | os.PathLike,  # a file, or a folder with code_indices.json or *.codes.json
+    path: str | os.PathLike,  # a file, or a folder with code_indices.json, shards.json or *.codes.json
 ) -> list[Codes]:
     "Read clips from a file or folder; `FormatError` if there are none, or if they are of more than one tokenizer."
+    from tokenize_lib.quantize.shards import INDEX, read_shard, read_shards
+
     path = Path(path)
     if not path.is_dir():
-        return read_code_indices(path)
+        return read_shard(path) if path.suffix == ".npz" else read_code_indices(path)
     if (index := path / "code_indices.json").exists():
         return read_code_indices(index)
+    if (path / INDEX).exists():
+        clips = list(read_shards(path))
+        _check_alike(clips, [path] * len(clips), path)
+        return clips
     files = sorted(path.rglob("*.codes.json"))
     if not files:
-        raise FormatError("no codes", file=path, expected="code_indices.json or *.codes.json")
+        raise FormatError("no codes", file=path, expected=f"code_indices.json, {INDEX} or *.codes.json")
     clips = [Codes.load(f) for f in files]
-    _check_unique([c.id for c in clips], FormatError, path)
+    _check_alike(clips, files, path)
+    return clips
+
+
+def _check_alike(clips: Sequence[Codes], files: Sequence[Path], folder: Path) -> None:
+    "Refuse clips of several tokenizers, or of one name."
+    _check_unique([c.id for c in clips], FormatError, folder)
     for file, c in zip(files, clips, strict=True):
         if _header(c) != _header(clips[0]):
             found, first = to_json(_header(c), indent=None), to_json(_header(clips[0]), indent=None)
             raise FormatError(
-                "of another tokenizer than the first file", file=file, found=found, expected=first
+                "of another tokenizer than the first clip", file=file, found=found, expected=first
             )
-    return clips
 
 # %% ../../nbs/quantize/30_codes.ipynb #3781e4e3
 _MAGIC, _MOST_CODES = b"TLC1", 2**26
