@@ -19,8 +19,8 @@ from tokenize_lib.core.errors import ConfigError, DataError, FormatError
 from tokenize_lib.pose.clips import Clip, MotionSet
 from tokenize_lib.pose.config import PoseConfig
 from tokenize_lib.pose.dataset import PoseBatches
-from tokenize_lib.pose.skeleton import load_skeleton, skeleton_from_parents
 from tokenize_lib.pose.exact import NOISE, choose_codes, exact_codes, exact_latents
+from tokenize_lib.pose.skeleton import load_skeleton, skeleton_from_parents
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, start_codebooks
 from tokenize_lib.quantize.codes import Codes
