@@ -19,8 +19,8 @@ from tokenize_lib.core.errors import ConfigError, DataError, FormatError
 from tokenize_lib.pose.clips import Clip, MotionSet
 from tokenize_lib.pose.config import PoseConfig
 from tokenize_lib.pose.dataset import PoseBatches
+from tokenize_lib.pose.exact import choose_codes, exact_codes, exact_latents
 from tokenize_lib.pose.skeleton import load_skeleton, skeleton_from_parents
-from tokenize_lib.pose.exact import NOISE, choose_codes, exact_codes, exact_latents
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, start_codebooks
 from tokenize_lib.quantize.codes import Codes
@@ -186,8 +186,8 @@ def test_what_a_beam_drops_by_a_hair_is_not_left_to_chance(beam, feedback):
             if not across.any():
                 break
             z = z + across * (((kept + dropped) / 2 - z) @ across) / (across @ across)
-        near = z * (1 + NOISE / 3 * rng.uniform(-1, 1, (6, len(z))))
-        whole, unsure = snap(near, grid, NOISE)
+        near = z * (1 + tokenizer.noise / 3 * rng.uniform(-1, 1, (6, len(z))))
+        whole, unsure = snap(near, grid, tokenizer.noise)
         if unsure.any():
             continue  # these would be computed again
         sure += 1
@@ -221,7 +221,9 @@ def test_latents_in_doubt_are_those_of_double_precision(tokenizers):
                     exact_latents(tokenizer, *batch)[:, : len(z)],
                 ):
                     np.testing.assert_array_equal(found[0], expected)
-                    assert snap(tokenizer.network.encode(x, conf)[0].numpy(), tokenizer.grid, NOISE)[1].any()
+                    assert snap(
+                        tokenizer.network.encode(x, conf)[0].numpy(), tokenizer.grid, tokenizer.noise
+                    )[1].any()
 
 
 def test_several_clips_are_encoded_one_for_one(seed_like):

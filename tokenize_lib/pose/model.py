@@ -25,6 +25,7 @@ from tokenize_lib.pose.layers import (
     Upsample,
     halve_mask,
     initialise,
+    pointwise,
 )
 from .skeleton import Skeleton, spatial_partitions
 
@@ -97,6 +98,7 @@ class PoseEncoder(nn.Module):
     ):
         super().__init__()
         enc, down, self.joints = cfg.encoder, cfg.downsample, len(skeleton)
+        self.stride = down.factor_l
         self.per_joint, self.pool_first = enc.token_latent_mode == "per_joint", down.space == "pooled"
         self.embed = nn.Linear(features, enc.channels[0])
         self.joint_embedding = nn.Parameter(torch.randn(self.joints, enc.channels[0]) * 0.1)
@@ -181,9 +183,11 @@ class PoseDecoder(nn.Module):
             h = block(h, last)
         if self.pool_first:
             h = F.relu(self._double(h, frames, masks)).transpose(1, 2)
-            return self._refine(self.unpool(h).unflatten(-1, (self.joints, -1)), mask) + self.coarse(
-                h
-            ).unflatten(-1, (self.joints, self.dims))
+            rough, joints = (
+                pointwise(h, m.weight, m.bias).unflatten(-1, (self.joints, -1))
+                for m in (self.coarse, self.unpool)
+            )
+            return self._refine(joints, mask) + rough
         h = self.unpool(F.relu(h).transpose(1, 2))  # [B, L, J * C], or [B * J, L, C] per joint
         h = h.transpose(1, 2) if self.per_joint else _fold(h.unflatten(-1, (self.joints, -1)))
         h = self._double(h, frames, [_per_joint(m, self.joints) for m in masks])
@@ -252,10 +256,9 @@ class LinearPath(nn.Module):
         mask: Tensor | None = None,  # [B, T] bool
     ) -> Tensor:  # [B, L, code_dim]
         "One latent a token; the last token of a clip sees its last frame repeated."
-        return (
-            repeat_last(x, mask, -x.shape[1] % self.factor_l).unflatten(1, (-1, self.factor_l)).flatten(2)
-            @ self.down.T
-        )
+        return repeat_last(x, mask, -x.shape[1] % self.factor_l).unflatten(1, (-1, self.factor_l)).flatten(
+            2
+        ) @ self.down.T.to(x)
 
     def decode(
         self,
@@ -324,12 +327,14 @@ class PoseAutoencoder(nn.Module):
         x: Tensor,  # [B, T, J, D] normalised positions
         conf: Tensor | None = None,  # [B, T, J] confidence, 0 where missing
         mask: Tensor | None = None,  # [B, T] bool
+        wide: bool = False,  # add up the linear path in double precision, which most rounding errors come from
     ) -> Tensor:  # [B, L, code_dim], or [B, L, J, code_dim]
         "Token latents. A joint of confidence 0 looks like the mean pose."
         h = (x - self.mean_pose) / self.spread
         if conf is not None:
             h = h * (conf[..., None] > 0)
-        linear = 0 if self.linear is None else self.linear.encode(h.flatten(2), mask)
+        patches = h.double() if wide else h
+        linear = 0 if self.linear is None else self.linear.encode(patches.flatten(2), mask)
         if self.use_confidence:
             seen = torch.ones_like(x[..., 0]) if conf is None else conf
             h = torch.cat([h, seen[..., None] - 1], -1)  # certain is zero, like padding
