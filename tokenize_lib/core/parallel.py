@@ -18,6 +18,12 @@ from typing import Any
 from .errors import ConfigError, TokenizeError
 
 # %% ../../nbs/core/12_parallel.ipynb #9358999f
+_LOKY = {
+    "backend": "loky",
+    "idle_worker_timeout": 10,
+}  # seconds: workers of a parent that was killed end soon
+
+
 def _died() -> TokenizeError:
     fix = "It may have run out of memory: use fewer jobs. What is finished is kept for a call that resumes."
     return TokenizeError("a worker process died", fix=fix)
@@ -30,7 +36,7 @@ def _local(function: Callable, calls: Iterable[tuple], jobs: int) -> Iterator[An
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
-        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*c) for c in calls)
+        yield from Parallel(n_jobs=jobs, return_as="generator", **_LOKY)(delayed(function)(*c) for c in calls)
     except TerminatedWorkerError as e:
         raise _died() from e
     finally:
