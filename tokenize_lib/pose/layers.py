@@ -19,7 +19,7 @@ def hide_padding(
     mask: Tensor | None,  # [B, T] bool
 ) -> Tensor:  # like `x`, zero at padded frames
     "Show the next convolution zeros beyond the end of each clip."
-    return x if mask is None else x * mask.view(len(mask), 1, -1, *[1] * (x.dim() - 3)).to(x.dtype)
+    return x if mask is None else x * mask.view(mask.shape[0], 1, -1, *[1] * (x.dim() - 3)).to(x.dtype)
 
 
 def halve_mask(
@@ -52,7 +52,7 @@ class MaskedBatchNorm(nn.Module):
         mask: Tensor | None = None,  # [B, T] bool
     ) -> Tensor:  # like `x`
         "Normalise each channel."
-        whole = mask is None or bool(mask.all())
+        whole = mask is None or not self.training or bool(mask.all())
         rows = x.movedim(1, -1) if whole else x.movedim(1, -1)[mask]  # [..., C]: valid frames only
         learns = self.training and rows.numel() > x.shape[1]  # a single value has no variance
         stats = self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps

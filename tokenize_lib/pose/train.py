@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .clips import Clip, MotionSet, load_motion
+from .coding import at_model_rate
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
 from .losses import reconstruction_terms, total_loss
@@ -28,7 +29,7 @@ from .metrics import Reconstruction, counted_joints
 from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
-from .tokenizer import PoseTokenizer, at_model_rate, exact_codes, token_mask
+from .tokenizer import PoseTokenizer, exact_codes, token_mask
 from ..quantize.feedback import code_with_feedback
 from ..quantize.usage import CodeUsage, collapse_risk
 
