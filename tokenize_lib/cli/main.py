@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, pose
+from . import data, pose, pose_ablation  # noqa: F401
 from .common import tell
 
 # %% ../../nbs/cli/00_main.ipynb #682d11b1
