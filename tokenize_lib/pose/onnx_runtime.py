@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..core.config import load_config
-from ..core.errors import ConfigError, FormatError
+from ..core.errors import ConfigError, DataError, FormatError
 from .clips import Clip
-from .coding import decode_motion, encode_motion
+from .coding import check_codes, codes_of, prepare_clip, restore
 from .config import PoseConfig
-from .preprocess import Processed
+from .preprocess import Processed, preprocess_clip
 from .skeleton import load_skeleton
 from ..quantize.codes import Codes
 
@@ -110,7 +110,14 @@ class OnnxPoseTokenizer:
         fps: float | None = None,  # of this clip; another rate than the model's is resampled
     ) -> Codes | list[Codes]:  # one for one, a list for several
         "Turn motion into codes; `DataError` for anything that is not motion of this skeleton."
-        return encode_motion(self, pose, conf, fps)
+        if isinstance(pose, Clip) or hasattr(pose, "__array__"):
+            clip = prepare_clip(self, pose if isinstance(pose, Clip) else Clip(np.asarray(pose), conf, fps))
+            return codes_of(self, clip, self.find_codes(clip.seen))
+        if conf is not None or fps is not None:
+            raise DataError(
+                "several clips: wrap each with its confidence and rate", field="pose", expected="Clip(...)"
+            )
+        return [self.encode(p) for p in pose]
 
     def decode(
         self,
@@ -118,7 +125,15 @@ class OnnxPoseTokenizer:
         num_codebooks: int | None = None,  # use only the first layers
     ) -> np.ndarray | list[np.ndarray]:  # [T, J, D]
         "Turn codes into motion, in the original coordinates where the codes remember them. `FormatError` for foreign codes."
-        return decode_motion(self, codes, num_codebooks)
+        if not isinstance(codes, Codes):
+            return [self.decode(c, num_codebooks) for c in codes]
+        check_codes(self, codes)
+        kept = codes if num_codebooks is None else codes.select(num_codebooks)
+        return restore(self, codes, self.find_pose(kept.ids, codes.length))
+
+    def preprocess(self, clip: Clip) -> Processed:
+        "A clip as the network sees it."
+        return preprocess_clip(clip, self.config.data.preprocess, self.skeleton, self.dataset_scale)
 
     def find_codes(self, seen: Processed) -> np.ndarray:
         "Codes [L, Q], or [L, J, Q], of a clip that the network can see."

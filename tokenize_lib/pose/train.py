@@ -29,8 +29,11 @@ from .metrics import Reconstruction, counted_joints
 from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
-from .tokenizer import PoseTokenizer, exact_codes, token_mask
-from ..quantize.feedback import code_with_feedback
+from .exact import exact_codes
+from .tokenizer import PoseTokenizer
+from .vq import token_mask
+from ..quantize.feedback import code_sequences
+from ..quantize.grid import snap
 from ..quantize.usage import CodeUsage, collapse_risk
 
 # %% ../../nbs/pose/80_train.ipynb #2103ec13
@@ -219,9 +222,11 @@ def settle(
     )
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
-        books = [b.cpu().numpy() for b in tokenizer.codebooks]
-        coded = [code_with_feedback(z, books, q.noise_feedback, q.beam_width) for z in latents]
-        codes, errors = (np.concatenate([c[i] for c in coded]) for i in (0, 2))
+        grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.codebooks]
+        sequences = [snap(z, grid, 0.0)[0] for z in latents]
+        coded = code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset)
+        codes, errors = (np.concatenate(parts) for parts in zip(*coded, strict=True))
+        errors = errors[:, :-1] * grid.step
         idle = np.setdiff1d(np.arange(q.codebook_size), codes[:, layer])
         weight = torch.from_numpy(np.square(errors).sum(1))
         if not (n := min(len(idle), int((weight > 0).sum()))):

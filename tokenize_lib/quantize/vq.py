@@ -165,18 +165,6 @@ class Codebook(nn.Module):
         "The vector of each code."
         return F.embedding(codes, self.embed)
 
-    def encode_with_margin(
-        self,
-        z: Tensor,  # [..., dim]
-    ) -> tuple[Tensor, Tensor]:  # [...] codes, [...] margins
-        "Codes, and how much worse the second best is in squared distance; where that is tiny, rounding may flip the code."
-        flat = at_least_float32(z.detach().reshape(-1, self.dim))
-        s = scores(F.normalize(flat, dim=1) if self.cosine else flat, self.search_terms())
-        s = F.pad(s, (0, 1), value=torch.inf)  # so that there is a second best when K = 1
-        best = s.topk(2, dim=1, largest=False)
-        margin = 2 * (best.values[:, 1] - best.values[:, 0])
-        return best.indices[:, 0].reshape(z.shape[:-1]), margin.reshape(z.shape[:-1])
-
 # %% ../../nbs/quantize/00_vq.ipynb #7224bd11
 class LearningCodebook(Codebook):
     "A codebook that starts with k-means, follows the data by moving averages, and moves dead codes onto it."
