@@ -279,8 +279,9 @@ class DecodeStream:
 
     @property
     def latency(self) -> int:
-        "Tokens that have to follow a token before its frames are said."
-        return self.tokenizer.decoder_reach.after
+        "Tokens that have to follow a token before its frames are said: those it sees, and one more, since the last one need not be full."
+        after = self.tokenizer.decoder_reach.after
+        return after + (after > 0)
 
     def push(
         self,
