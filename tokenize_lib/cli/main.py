@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import data, pose, pose_ablation  # noqa: F401
+from . import data, pose, pose_ablation, pose_files
 from .common import tell
 
 # %% ../../nbs/cli/00_main.ipynb #682d11b1
@@ -26,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+pose.app.command()(pose_files.convert)
+pose.app.command()(pose_ablation.ablate)
 app.add_typer(pose.app, name="pose", rich_help_panel="Rooms")
 app.add_typer(data.app, name="data", rich_help_panel="For all rooms")
 app.command(rich_help_panel="For all rooms")(data.compare)

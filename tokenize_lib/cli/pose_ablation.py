@@ -28,7 +28,6 @@ from tokenize_lib.cli.common import (
     overrides,
     tell,
 )
-from .pose import app
 
 # %% ../../nbs/cli/26_pose_ablation.ipynb #665f4317
 def _seeds(
@@ -41,7 +40,6 @@ def _seeds(
     return [int(w) for w in words]
 
 # %% ../../nbs/cli/26_pose_ablation.ipynb #0f29c3b6
-@app.command()
 @guarded
 def ablate(
     data: Data,

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Batches', 'StepStream', 'total_steps', 'capped', 'learning_rate_factor', 'parameter_groups', 'cpu_threads',
-           'TrainingModule', 'RunLogger', 'loggers', 'write_metrics_csv', 'Conductor', 'weights_for_evaluation',
-           'save_checkpoint', 'FitResult', 'precision', 'fit', 'stop_between_steps']
+           'require_finite', 'TrainingModule', 'RunLogger', 'loggers', 'write_metrics_csv', 'average_terms', 'tell',
+           'Conductor', 'weights_for_evaluation', 'save_checkpoint', 'FitResult', 'precision', 'fit',
+           'stop_between_steps']
 
 # %% ../../nbs/core/40_training.ipynb #17f22ec5
 import csv
@@ -24,16 +25,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .config import LoggingConfig, TrainConfig
+from .distributed import average_over_processes
 from .errors import ConfigError, TokenizeError
 from .files import atomic_write
 from .run import Run, read_log, seed_everything, step_seed
 
 # %% ../../nbs/core/40_training.ipynb #89c0a068
-Batches = Callable[[int, int, int], Any]  # (step, rank, world_size) -> batch; picklable and without state
+Batches = Callable[
+    [int, int, int], Any
+]  # (step, rank, world_size) -> share of the batch; picklable, without state
 
 
 class StepStream(IterableDataset):
@@ -119,6 +124,20 @@ def cpu_threads(
         torch.set_num_threads(before)
 
 # %% ../../nbs/core/40_training.ipynb #6416fd16
+def require_finite(
+    terms: dict[str, Tensor],  # of a batch, `loss` among them
+    step: int,  # told in the error
+) -> None:
+    "Refuse a loss that is not a number; the `TokenizeError` names the terms to blame."
+    if not torch.isfinite(terms["loss"]):
+        raise TokenizeError(
+            f"the loss is not finite at step {step}",
+            field=", ".join(k for k, v in terms.items() if not torch.isfinite(v).all()),
+            found=float(terms["loss"].detach()),
+            fix="Lower train.optimizer.lr, keep train.grad_clip_norm on, and look for extreme values in the data.",
+        )
+
+# %% ../../nbs/core/40_training.ipynb #026e5250
 class TrainingModule(L.LightningModule):
     "A model in training. Rooms define `loss_terms` and `validate`, and may define `on_log`."
 
@@ -133,7 +152,7 @@ class TrainingModule(L.LightningModule):
         self.model, self.train_config, self.batches, self.steps = model, train, batches, steps
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        "Scalars of one batch; `loss` is what is minimised, the others are logged."
+        "Scalars of one batch; `loss` is what is minimised, the others are logged. With several processes: parts of a mean over all."
         raise TypeError(f"{type(self).__name__} has to define loss_terms")
 
     def validate(self) -> dict[str, float]:
@@ -141,7 +160,7 @@ class TrainingModule(L.LightningModule):
         raise TypeError(f"{type(self).__name__} has to define validate")
 
     def on_log(self, run: Run, step: int) -> None:
-        "Called whenever the loss terms are logged."
+        "Called on every process whenever the loss terms are logged; one of them writes."
 
     @property
     def progress(self) -> float:
@@ -157,20 +176,14 @@ class TrainingModule(L.LightningModule):
         return DataLoader(stream, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        "All ranks draw the same numbers: what differs between them is the batch."
+        "All ranks draw the same numbers: what differs between them is their share of the batch."
         torch.manual_seed(step_seed(self.train_config.seed, self.global_step))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         "One step; a loss that is not finite ends the run before it spoils the weights."
         self.terms = self.loss_terms(batch)
-        if self.train_config.amp != "fp16" and not torch.isfinite(self.terms["loss"]):
-            bad = [k for k, v in self.terms.items() if not torch.isfinite(v).all()]
-            raise TokenizeError(
-                f"the loss is not finite at step {self.global_step}",
-                field=", ".join(bad),
-                found=float(self.terms["loss"].detach()),
-                fix="Lower train.optimizer.lr, keep train.grad_clip_norm on, and look for extreme values in the data.",
-            )
+        if self.train_config.amp != "fp16":  # which skips such a step
+            require_finite(self.terms, self.global_step)
         return self.terms["loss"]
 
     def configure_optimizers(self) -> dict:
@@ -237,6 +250,32 @@ def write_metrics_csv(
         table.writeheader()
         table.writerows(row for _, row in sorted(rows.items()))
 
+# %% ../../nbs/core/40_training.ipynb #73d3199a
+def average_terms(
+    terms: dict[str, Tensor],  # of this process
+) -> dict[str, float]:  # of the whole batch
+    "The loss terms that are scalars, over all processes."
+    scalars = {k: v.detach().float().reshape(()) for k, v in terms.items() if v.numel() == 1}
+    return dict(
+        zip(scalars, average_over_processes(torch.stack(list(scalars.values()))).tolist(), strict=True)
+    )
+
+
+def tell(
+    trainer: L.Trainer,  # whose loggers are used
+    run: Run,
+    step: int,
+    values: dict[str, float],  # under their names
+    kind: str,  # train or val
+    words: tuple[str, str] = ("", ""),  # before and after the values on the console
+) -> None:
+    "Send values to every logger and to the console, from one process."
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{kind}/{k}": v for k, v in values.items()}, step=step)
+        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        run.say(f"step {step}/{trainer.max_steps}  {words[0]}{text}{words[1]}")
+
 # %% ../../nbs/core/40_training.ipynb #6447b5ff
 class Conductor(L.Callback):
     "Logs, evaluates, keeps the best model, saves checkpoints and ends early, all between two steps."
@@ -264,31 +303,24 @@ class Conductor(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:
         "Everything that happens between two steps."
         step, last = trainer.global_step, trainer.global_step == module.steps
-        if step % capped(self.logging.log_every_steps, module.steps) == 0 or step == 1 or last:
+
+        def due(interval: int) -> bool:
+            return last or step % capped(interval, module.steps) == 0
+
+        if due(self.logging.log_every_steps) or step == 1:
             self.log_terms(trainer, module, step)
-        if step % capped(self.logging.eval_every_steps, module.steps) == 0 or last:
+        if due(self.logging.eval_every_steps):
             self.evaluate(trainer, module, step)
-        if (
-            step % capped(self.logging.save_every_steps, module.steps) == 0
-            or last
-            or self.interrupted
-            or trainer.should_stop
-        ):
+        if due(self.logging.save_every_steps) or self.interrupted or trainer.should_stop:
             save_checkpoint(trainer, self.run)
         if self.interrupted:
             raise KeyboardInterrupt
 
     def log_terms(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
         "Each loss term under its own name."
-        terms = {k: float(v.detach()) for k, v in module.terms.items() if v.numel() == 1}
-        terms["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics({f"train/{k}": v for k, v in terms.items()}, step=step)
-        if trainer.is_global_zero:
-            self.run.say(
-                f"step {step}/{module.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in terms.items())
-            )
-            module.on_log(self.run, step)
+        terms = average_terms(module.terms) | {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        tell(trainer, self.run, step, terms, "train")
+        module.on_log(self.run, step)
 
     def evaluate(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
         "Validate, keep the model if it is the best so far, stop if patience has run out."
@@ -299,16 +331,12 @@ class Conductor(L.Callback):
             if better and trainer.is_global_zero and hasattr(module.model, "save_pretrained"):
                 module.model.save_pretrained(self.run.best)
         module.train()
-        self.since_best = 0 if better else self.since_best + 1
-        self.evaluated = step
+        self.since_best, self.evaluated = 0 if better else self.since_best + 1, step
         if better:
             self.best, self.best_step = metrics[self.monitor], step
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics({f"val/{k}": v for k, v in metrics.items()}, step=step)
+        tell(trainer, self.run, step, metrics, "val", ("validation: ", "  (best)" if better else ""))
         if trainer.is_global_zero:
             write_metrics_csv(self.run)
-            text = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            self.run.say(f"step {step}/{module.steps}  validation: {text}{'  (best)' if better else ''}")
         trainer.should_stop = self.patience is not None and self.since_best >= self.patience
 
 # %% ../../nbs/core/40_training.ipynb #5e8ed7e7
@@ -366,7 +394,7 @@ def precision(
         )
     return {"off": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}[amp]
 
-
+# %% ../../nbs/core/40_training.ipynb #fdefef82
 def fit(
     module: TrainingModule,  # what to train
     run: Run,  # where everything goes
@@ -388,7 +416,7 @@ def fit(
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device, device),
         devices=train.devices,
-        strategy="ddp_fork" if train.devices > 1 else "auto",
+        strategy=DDPStrategy(start_method="fork", broadcast_buffers=False) if train.devices > 1 else "auto",
         precision=precision(train.amp),
         max_steps=module.steps,
         max_epochs=-1,

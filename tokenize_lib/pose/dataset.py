@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.distributed import share
 from ..core.run import step_seed
 from .config import AugmentConfig, PoseTrainConfig
 from .preprocess import Processed
@@ -162,17 +163,20 @@ class PoseBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> PoseBatch:
-        "The windows (or whole clips) of one step, altered as the settings say."
-        rng = np.random.default_rng(step_seed(self.train.seed, step, rank))
+        "The windows (or whole clips) of one step, altered as the settings say; of several processes, the share of one."
+        rng = np.random.default_rng(step_seed(self.train.seed, step, 0))
         aug = self.train.augment
         clean = step >= self.steps * (1 - aug.clean_fraction)
         chosen = rng.choice(len(self.clips), self.train.batch_size, p=self.odds)
         warp = 1.0 if clean else aug.time_warp
         windows = [self._window(*self.clips[i], rng, warp) for i in chosen]
+        mine = share(
+            len(windows), rank, world_size
+        )  # every process makes the whole batch: what is drawn is the same
         if clean or self.train.clip_mode == "full":
-            return collate(windows)
+            return collate(windows[mine])
         x, conf = (np.stack(part) for part in zip(*windows, strict=True))
-        return collate(list(zip(*augment(x, conf, self.body, aug, rng), strict=True)))
+        return collate(list(zip(*augment(x, conf, self.body, aug, rng), strict=True))[mine])
 
     def _window(self, x: np.ndarray, conf: np.ndarray, rng: np.random.Generator, warp: float) -> tuple:
         T = self.train.window_T

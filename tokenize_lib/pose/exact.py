@@ -8,7 +8,7 @@ __all__ = ['NOISE', 'EXACT', 'FRAMES_AT_ONCE', 'pad_clips', 'exact_latents', 'ch
 
 # %% ../../nbs/pose/63_exact.ipynb #23502a57
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,12 +90,14 @@ def _in_double(
 def choose_codes(
     model: DerivedVQ,
     latents: Sequence[np.ndarray],  # [L, code_dim + 1] or [L, J, code_dim + 1] of each clip, on the grid
-) -> list[np.ndarray]:  # [L, Q] or [L, J, Q] int64 of each clip
+    num_codebooks: int | None = None,  # n: stop after the first layers; None is all of them
+) -> list[np.ndarray]:  # [L, n] or [L, J, n] int64 of each clip
     "Codes as the settings say: beam, noise feedback."
     q = model.config.model.quantizer
     groups = [z.reshape(len(z), -1, z.shape[-1]) for z in latents]
     sequences = [g[:, j] for g in groups for j in range(g.shape[1])]
-    found = iter(code_sequences(sequences, model.grid, q.beam_width, q.noise_feedback, q.feedback_reset))
+    grid = replace(model.grid, books=model.grid.books[:num_codebooks])
+    found = iter(code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset))
     codes = [np.stack([next(found)[0] for _ in range(g.shape[1])], 1) for g in groups]
     return [c.reshape(*z.shape[:-1], c.shape[-1]) for c, z in zip(codes, latents, strict=True)]
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.distributed import is_distributed, total_over_processes
+
 # %% ../../nbs/pose/50_layers.ipynb #423ef2fd
 def hide_padding(
     x: Tensor,  # [B, C, T], or [B, C, T, J]
@@ -55,12 +57,36 @@ class MaskedBatchNorm(nn.Module):
         "Normalise each channel."
         whole = mask is None or not self.training or bool(mask.all())  # a fixed map needs no mask
         rows = x.movedim(1, -1) if whole else x.movedim(1, -1)[mask]  # [..., C]: valid frames only
+        if self.training and is_distributed():
+            normed = self._over_processes(rows)
+            return normed.movedim(-1, 1) if whole else _scatter(normed, mask, x)
         learns = self.training and rows.numel() > x.shape[1]  # a single value has no variance
         stats = self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps
         if whole or not learns:
             return F.batch_norm(x, *stats)
-        normed = F.batch_norm(rows.reshape(-1, x.shape[1]), *stats).view(rows.shape)
-        return normed.new_zeros(x.movedim(1, -1).shape).index_put((mask,), normed).movedim(-1, 1)
+        return _scatter(F.batch_norm(rows.reshape(-1, x.shape[1]), *stats).view(rows.shape), mask, x)
+
+    def _over_processes(self, rows: Tensor) -> Tensor:
+        "Normalise [..., C] by the mean and variance over all processes; these are part of the graph, there as here."
+        flat = rows.reshape(-1, rows.shape[-1])
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        n = total_over_processes(flat.new_tensor(len(flat)))
+        if n > 1:
+            mean = total_over_processes(flat.sum(0)) / n
+            variance = total_over_processes((flat - mean).square().sum(0)) / n
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * n / (n - 1), self.momentum)
+        else:
+            mean, variance = self.running_mean, self.running_var
+        normed = (flat - mean) * (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            normed = normed * self.weight + self.bias
+        return normed.to(rows.dtype).view(rows.shape)
+
+
+def _scatter(rows: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+    "[N, ..., C] valid rows back into a tensor like `like`, [B, C, T, ...], with zeros where masked."
+    return rows.new_zeros(like.movedim(1, -1).shape).index_put((mask,), rows).movedim(-1, 1)
 
 # %% ../../nbs/pose/50_layers.ipynb #1a01b38a
 def normaliser(

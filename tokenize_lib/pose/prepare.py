@@ -23,6 +23,7 @@ from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
+    _load_foreign,
     _motion_files,
     _read_splits,
     _skeleton_of,
@@ -104,7 +105,9 @@ def _files(folder: Path, out: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Source:
+def _open(
+    source: str | os.PathLike | MotionSet, out: Path, skeleton: Any = None, strict: bool = False
+) -> _Source:
     "Find out what a source is; `DataError` when there is nothing to read."
     if not isinstance(source, MotionSet) and os.fspath(source) in list_datasets():
         source = load_motion(source)
@@ -117,6 +120,10 @@ def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Source:
                 found=str(out),
                 fix="Choose another output.",
             )
+        if path.exists() and not (path / "prepared.json").exists():
+            source = _load_foreign(path, skeleton, strict, out) or source
+    if not isinstance(source, MotionSet):
+        path = Path(source)
         if path.is_dir() and not (path / "prepared.json").exists():
             return _Source(path.resolve().name, _files(path, out), path, splits=_read_splits(path))
         if path.is_file():
@@ -232,7 +239,7 @@ def prepare(
     `DataError` when nothing is usable or `out` cannot be written, `ConfigError` for settings that do not fit the data. Single bad
     files are in the report's `failures`."""
     cfg, out = cfg or PoseConfig(), Path(out)
-    found = _open(source, out)
+    found = _open(source, out, cfg.data.skeleton_def, strict)
     first = _typical_clip(found, cfg.data.dims, strict)
     skeleton, remarks = _work_in(found, first, cfg)
     dims = first.pose.shape[-1]

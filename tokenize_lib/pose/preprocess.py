@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOX_FLOOR', 'RepairCounts', 'fill_missing', 'root_indices', 'root_trajectory', 'scale_scope', 'body_scale',
-           'fit_dataset_scale', 'smooth', 'map_joints', 'Processed', 'preprocess_clip', 'preprocess_reach',
+           'layout_of', 'fit_dataset_scale', 'smooth', 'map_joints', 'Processed', 'preprocess_clip', 'preprocess_reach',
            'measurable_frames', 'settled_frames', 'invert', 'resample_clip']
 
 # %% ../../nbs/pose/30_preprocess.ipynb #5ff4d46b
@@ -173,6 +173,14 @@ def body_scale(
     frame = np.maximum(np.nan_to_num(frame), least)
     return np.where(frame > 0, frame, clip), int((frame <= least).sum())
 
+# %% ../../nbs/pose/30_preprocess.ipynb #1c3daaca
+def layout_of(
+    clip: Clip,
+    skeleton: Skeleton,  # the layout the model knows
+) -> Skeleton:  # the joints of `clip.pose`
+    "The skeleton a clip came in; the model's own where the joints are the same."
+    return skeleton if clip.skeleton is None or clip.skeleton.joints == skeleton.joints else clip.skeleton
+
 # %% ../../nbs/pose/30_preprocess.ipynb #2eace638
 def fit_dataset_scale(
     clips: Iterable[Clip],  # the training clips
@@ -182,7 +190,7 @@ def fit_dataset_scale(
     "The scale of a data set in the data's unit; `DataError` when nothing can be measured."
     total, frames, box, boxes = {}, {}, 0.0, 0
     for clip in clips:
-        source = clip.skeleton or skeleton
+        source = layout_of(clip, skeleton)
         pose, _, _ = fill_missing(clip.pose, clip.conf, cfg.interp_max_gap if cfg.interp_missing else 0)
         root, _ = root_trajectory(pose, root_indices(source, cfg.root_joint))
         diagonal = _box(pose)
@@ -269,7 +277,7 @@ def preprocess_clip(
     dataset_scale: float | None = None,  # see `fit_dataset_scale`; needed where the scope is "dataset"
 ) -> Processed:
     "Run the five steps on one clip; `DataError` for joints that do not fit, `ConfigError` for steps that cannot be done."
-    source = clip.skeleton or skeleton
+    source = layout_of(clip, skeleton)
     if clip.pose.shape[1] != len(source):
         expected = f"{len(source)} joints of skeleton {source.name!r}"
         raise DataError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.checkpoint import model_info
 from ..core.config import load_config, merge, read_config
+from ..core.distributed import total_over_processes
 from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
@@ -173,8 +174,14 @@ class PoseTraining(TrainingModule):
 
     def on_log(self, run: Run, step: int) -> None:
         "Usage since the last time: perplexity, the most used codes, and a warning when a codebook is about to collapse."
-        perplexity = self.usage.perplexity()
-        top = self.usage.top_k(5)
+        counts = [torch.from_numpy(c).to(self.device) for c in self.usage.counts]
+        self.usage.counts = [total_over_processes(c).cpu().numpy() for c in counts]
+        if self.global_rank == 0:
+            self._tell_usage(run, step)
+        self.usage = CodeUsage(self.usage.codebook_sizes)
+
+    def _tell_usage(self, run: Run, step: int) -> None:
+        perplexity, top = self.usage.perplexity(), self.usage.top_k(5)
         run.log(event="usage", step=step, perplexity=perplexity, top_codes=top)
         most = (
             f"layer {q}: " + ", ".join(f"{k} ({share:.1%})" for k, share in t[:3])
@@ -184,7 +191,6 @@ class PoseTraining(TrainingModule):
         for q, (p, k) in enumerate(zip(perplexity, self.usage.codebook_sizes, strict=True), 1):
             if warning := collapse_risk(p, k):
                 run.say(f"WARNING layer {q}: {warning}")
-        self.usage = CodeUsage(self.usage.codebook_sizes)
 
     def validate(self) -> dict[str, float]:
         "Reconstruction and code use over whole validation clips."

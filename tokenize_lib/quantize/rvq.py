@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.distributed import agreed, place_of_rows
 from ..core.errors import ConfigError, DataError
 from tokenize_lib.quantize.vq import (
     VectorQuantizer,
@@ -182,5 +183,8 @@ class ResidualVQ(ResidualCoder):
         every = torch.full((batch,), self.num_codebooks, device=device)
         if not (self.training and self.quantizer_dropout):
             return every
-        fewer = torch.randint(1, self.num_codebooks + 1, (batch,), device=device)
-        return torch.where(torch.rand(batch, device=device) < self.quantizer_dropout, fewer, every)
+        before, total = place_of_rows(batch, device)  # drawn for the batches of all processes, and dealt out
+        fewer = torch.randint(1, self.num_codebooks + 1, (total,), device=device)
+        drops = torch.rand(total, device=device) < self.quantizer_dropout
+        drawn = agreed(torch.where(drops, fewer, self.num_codebooks))
+        return drawn[before : before + batch]
