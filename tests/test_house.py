@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tokenize_lib"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("_modidx.py", "__init__.py"))
 OPTIONAL = {
     "huggingface-hub",
+    "papermill",
     "wandb",
 }  # imported where they are asked for, with an error that says what to install
 DEVELOPMENT = {"showdoc_table": {"fastcore", "nbdev"}}  # part of the documentation, not of the library

@@ -291,15 +291,42 @@ def decode(
 # %% ../../nbs/cli/20_pose.ipynb #5f5ad5b8
 @app.command()
 @guarded
-def export(model: Model, out: Out, force: Force = False, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Write codebooks and weights for programs in any language.
+def export(
+    model: Model,
+    out: Out,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", metavar="", help="ONNX graphs instead: encoder.onnx and decoder.onnx.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="NAME|PATH", help="With --onnx: clips to compare on, beside random ones."
+        ),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Write codebooks and weights for programs in any language, or graphs that ONNX Runtime computes.
 
-    OUT gets codebooks.safetensors, model.safetensors, and tokenizer.json, which explains both.
+    OUT gets codebooks.safetensors, model.safetensors, and tokenizer.json, which explains both. With `--onnx` it gets two graphs, compared with the model before
+    they are written; `tokenize_lib.pose.onnx_runtime.OnnxPoseTokenizer` reads them without PyTorch.
 
-    Example: `tokenize-lib pose export --model runs/a --out exported`
+    Example: `tokenize-lib pose export --model runs/a --out graphs --onnx`
     """
+    from tokenize_lib.pose.clips import load_motion
     from tokenize_lib.pose.corpus import export_tokenizer
 
-    about = export_tokenizer(model, out, force=force)
-    names = ("tokenizer", "dims", "joints", "fps", "factor_l", "num_codebooks", "codebook_sizes", "code_dim")
+    names = ["tokenizer", "dims", "joints", "fps", "factor_l", "num_codebooks", "codebook_sizes", "code_dim"]
+    failures = []
+    if onnx:
+        from tokenize_lib.pose.onnx import export_onnx
+
+        motion = None if data is None else load_motion(data)
+        failures = motion.failures if motion else []
+        about = export_onnx(model, out, motion.clips if motion else (), force=force)
+        names = ["tokenizer", "fps", "factor_l", "codebook_sizes", "parity"]
+    else:
+        about = export_tokenizer(model, out, force=force)
     emit(about, as_json, facts({"out": str(out)} | {k: about[k] for k in names}))
+    return report_failures(failures)

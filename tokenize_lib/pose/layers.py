@@ -22,7 +22,7 @@ def hide_padding(
     mask: Tensor | None,  # [B, T] bool
 ) -> Tensor:  # like `x`, zero at padded frames
     "Show the next convolution zeros beyond the end of each clip."
-    return x if mask is None else x * mask.view(len(mask), 1, -1, *[1] * (x.dim() - 3)).to(x.dtype)
+    return x if mask is None else x * mask.view(mask.shape[0], 1, -1, *[1] * (x.dim() - 3)).to(x.dtype)
 
 
 def halve_mask(

@@ -22,6 +22,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .clips import Clip, MotionSet, load_motion
+from .coding import at_model_rate
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
 from .losses import reconstruction_terms, total_loss
@@ -30,7 +31,7 @@ from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
 from .exact import exact_codes
-from .tokenizer import PoseTokenizer, at_model_rate
+from .tokenizer import PoseTokenizer
 from .vq import token_mask
 from ..quantize.feedback import code_sequences
 from ..quantize.grid import snap

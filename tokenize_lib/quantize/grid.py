@@ -103,13 +103,16 @@ def smallest(
     at: np.ndarray,  # [n] or [N, n] their positions, different in a row
     positions: int,  # above all of them
     keep: int,
-) -> tuple[np.ndarray, np.ndarray]:  # [N, keep] positions and costs of the smallest, in no order
+) -> tuple[np.ndarray, np.ndarray]:  # [N, keep] positions and costs of the smallest, best first
     "The smallest of each row; of equals the ones that come first."
     keys = cost * (2.0 * positions)
     keys += at
     if keep < keys.shape[1]:
         keys.partition(keep - 1, axis=1)
         keys = keys[:, :keep]
+    keys = np.sort(
+        keys, axis=1
+    )  # a partition's order depends on the processor, and with it which of equals comes first
     found = np.remainder(keys, positions)
     return found.astype(np.intp), (keys - found) * (0.5 / positions)
 
