@@ -10,7 +10,7 @@ __all__ = ['log', 'PART', 'TokenizerModel', 'PoseTokenizer', 'parts', 'at_model_
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,15 +19,12 @@ from ..core.config import load_config
 from ..core.errors import DataError, FormatError
 from .clips import Clip, check_clip
 from .config import PoseConfig
-from .exact import choose_codes, clip_latents, clip_motion
+from .exact import clip_codes, clip_motion
 from .model import Reach
 from .preprocess import Processed, invert, preprocess_clip, preprocess_reach, resample_clip
 from .skeleton import Skeleton, load_skeleton
 from .vq import DerivedVQ, evaluating
 from ..quantize.codes import Codes
-
-if TYPE_CHECKING:
-    from tokenize_lib.pose.stream import DecodeStream, EncodeStream
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +124,7 @@ class PoseTokenizer(TokenizerModel):
         scale: float
         | None = None,  # size of the body in the data's unit, where the settings measure it over the whole clip
         keep: bool = False,  # remember codes and side information, for `codes`
-    ) -> "EncodeStream":
+    ) -> Any:  # an EncodeStream
         "Encode motion that is still going on: `push` frames, get the codes that are final. `ConfigError` for what needs the whole clip."
         from tokenize_lib.pose.stream import EncodeStream
 
@@ -138,7 +135,7 @@ class PoseTokenizer(TokenizerModel):
         num_codebooks: int | None = None,  # use only the first layers
         *,
         scale: float | None = None,  # size of the body in the data's unit; None is the data set's, or 1
-    ) -> "DecodeStream":
+    ) -> Any:  # a DecodeStream
         "Decode codes as they come: `push` codes, get the frames that are final."
         from tokenize_lib.pose.stream import DecodeStream
 
@@ -223,7 +220,7 @@ def encode_clips(
     "Codes of each clip, with what it takes to return to its coordinates."
     prepared = [prepare_clip(tokenizer, clip) for clip in clips]
     with evaluating(tokenizer):
-        ids = choose_codes(tokenizer, clip_latents(tokenizer, [p.seen for p in prepared]))
+        ids = clip_codes(tokenizer, [p.seen for p in prepared])
     about = {
         "factor_l": tokenizer.factor_l,
         "codebook_sizes": tokenizer.quantizer.codebook_sizes,
