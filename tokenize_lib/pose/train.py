@@ -229,7 +229,7 @@ def settle(
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
         grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.codebooks]
-        sequences = [snap(z, grid, 0.0)[0] for z in latents]
+        sequences = [snap(z, grid)[0] for z in latents]
         coded = code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset)
         codes, errors = (np.concatenate(parts) for parts in zip(*coded, strict=True))
         errors = errors[:, :-1] * grid.step

@@ -127,15 +127,18 @@ class DerivedVQ(PoseVQ):
         if self._derived.get("state") != state:
             self._derived = {"state": state}
         if name not in self._derived:
-            kept, self._derived, self._stores = self._derived, {}, None  # not to be copied along
             with torch.inference_mode(False), torch.no_grad():
-                kept[name] = make()
-            self._derived = kept
+                self._derived[name] = make()
         return self._derived[name]
+
+    def _copy_in_double(self) -> Self:
+        kept, self._derived, self._stores = self._derived, {}, None  # not to be copied along
+        copy, self._derived = deepcopy(self).double().eval(), kept
+        return copy
 
     def in_double(self) -> Self:
         "The same in double precision."
-        return self._derive("double", lambda: deepcopy(self).double().eval())
+        return self._derive("double", self._copy_in_double)
 
     @property
     def grid(self) -> Grid:
@@ -145,8 +148,9 @@ class DerivedVQ(PoseVQ):
     @property
     def noise(self) -> float:
         "What rounding errors of single precision may amount to in a latent, relative to its size."
-        single, double = self.network, self.in_double().network
-        return self._derive("noise", lambda: max(NOISE, SAFETY * rounding_noise(single, double)))
+        return self._derive(
+            "noise", lambda: max(NOISE, SAFETY * rounding_noise(self.network, self.in_double().network))
+        )
 
     @property
     def encoder_reach(self) -> Reach:
