@@ -71,7 +71,7 @@ def latents_in_double(
             starts.append(max(0, token * factor - reach.before) // factor)
             seen = slice(starts[-1] * factor, token * factor + reach.after + 1)
             windows.append((frames[i][0][seen], frames[i][1][seen]))
-        z = double.network.encode(*pad_clips(windows, double.network.mean_pose)).cpu().numpy()
+        z = double.network.latents(*pad_clips(windows, double.network.mean_pose)).cpu().numpy()
         tokens = [token - start for (_, token), start in zip(places[a : a + _WINDOWS], starts, strict=True)]
         found += list(snap(z[np.arange(len(z)), tokens], model.grid, _EXACT)[0])
     return found
@@ -120,7 +120,8 @@ def settled_codes(
     model: DerivedVQ,  # in evaluation mode
     latents: Sequence[Latents],  # of each clip
     frames: Sequence[Frames],  # of each clip
-) -> list[np.ndarray]:  # [L, Q] or [L, J, Q] int64 of each clip
+    num_codebooks: int | None = None,  # n: stop after the first layers; None is all of them
+) -> list[np.ndarray]:  # [L, n] or [L, J, n] int64 of each clip
     "Codes that do not depend on how latents were rounded where that was in doubt."
     doubts: dict[
         tuple[int, int], list[tuple[int, int]]
@@ -133,7 +134,7 @@ def settled_codes(
     others = [latents[i].whole[block].copy() for i, block in blocks]
     for other, (i, block), tokens in zip(others, blocks, doubts.values(), strict=True):
         other[tokens[0][0] - block.start] = latents[i].other[tokens[0][0]]
-    codes = choose_codes(model, [*(z.whole for z in latents), *others])
+    codes = choose_codes(model, [*(z.whole for z in latents), *others], num_codebooks)
     codes, twice = codes[: len(latents)], codes[len(latents) :]
     left = [
         n
@@ -148,7 +149,7 @@ def settled_codes(
         for z, n, ts in zip(again, left, tokens, strict=True):
             for t in ts:
                 z[t - blocks[n][1].start] = next(exact)
-        for n, found in zip(left, choose_codes(model, again), strict=True):
+        for n, found in zip(left, choose_codes(model, again, num_codebooks), strict=True):
             codes[blocks[n][0]][blocks[n][1]] = found
     return codes
 
@@ -161,7 +162,7 @@ def exact_codes(
 ) -> Tensor:  # [B, L, Q], or [B, L, J, Q]; 0 where masked
     "Codes that do not depend on rounding, nor on padding, nor on the rest of the batch."
     with torch.no_grad():
-        z = model.network.encode(x, conf, mask, wide=True)
+        z = model.network.latents(x, conf, mask, wide=True)
         answers = snap(z.cpu().numpy(), model.grid, model.noise)
         lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
         latents = [
@@ -236,7 +237,7 @@ def clip_latents(
         x, conf, mask = pad_clips(
             [tuple(a[p.outer] for a in frames[p.clip]) for p in batch], model.network.mean_pose
         )
-        z = model.network.encode(x, conf, mask, wide=True).cpu().numpy()
+        z = model.network.latents(x, conf, mask, wide=True).cpu().numpy()
         for p, row in zip(batch, z, strict=True):
             start = p.outer.start // factor
             if found[p.clip] is None:
@@ -251,10 +252,11 @@ def clip_codes(
     model: DerivedVQ,  # in evaluation mode
     clips: Sequence[Processed],
     at_once: int = FRAMES_AT_ONCE,  # frames that go through the network together
-) -> list[np.ndarray]:  # [L, Q] or [L, J, Q] int64 of each clip
+    num_codebooks: int | None = None,  # n: stop after the first layers; None is all of them
+) -> list[np.ndarray]:  # [L, n] or [L, J, n] int64 of each clip
     "Codes of whole clips."
     frames = [(c.x, c.conf) for c in clips]
-    return settled_codes(model, clip_latents(model, frames, at_once), frames)
+    return settled_codes(model, clip_latents(model, frames, at_once), frames, num_codebooks)
 
 # %% ../../nbs/pose/63_exact.ipynb #192dcb89
 def cut_tokens(

@@ -65,7 +65,7 @@ class EncoderNetwork(nn.Module):
         T, l = x.shape[1], self.factor_l
         whole = torch.arange((T + l - 1) // l * l)
         at, mask = whole.clamp(max=T - 1), whole < frames[:, None]
-        scaled = self.network.encode(x[:, at], conf[:, at] * mask[..., None], mask) * self.scale
+        scaled = self.network.latents(x[:, at], conf[:, at] * mask[..., None], mask) * self.scale
         doubt = NOISE * (scaled.abs() + scaled.square().mean(-1, keepdim=True).sqrt())
         unsure = (scaled - scaled.round()).abs() > 0.5 - doubt
         kept = (whole[::l] // l % self.reset if self.reset else whole[::l]) != 0
@@ -141,7 +141,7 @@ class ExactLatents(nn.Module):
         mask = at < frames[row, None]
         at = at.clamp(max=x.shape[1] - 1) + (row * x.shape[1])[:, None]
         x, conf = x.flatten(0, 1)[at].double(), conf.flatten(0, 1)[at].double()
-        z = self.encoder.encode(x, conf * mask[..., None], mask)
+        z = self.encoder.latents(x, conf * mask[..., None], mask)
         place = (token - first).view(-1, *[1] * (z.dim() - 1)).expand(-1, 1, *z.shape[2:])
         return (z.gather(1, place)[:, 0] * self.scale).round().float()
 

@@ -251,7 +251,7 @@ def latent_sequences(
 ) -> list[np.ndarray]:  # [L, code_dim] each: one for the body, or one for each joint
     "What the quantiser is given for a clip."
     x, conf = (torch.from_numpy(a).to(tokenizer.network.mean_pose)[None] for a in (clip.x, clip.conf))
-    z = tokenizer.network.encode(x, conf)[0]
+    z = tokenizer.network.latents(x, conf)[0]
     return list(z.reshape(len(z), -1, z.shape[-1]).transpose(0, 1).cpu().numpy())
 
 # %% ../../nbs/pose/80_train.ipynb #700f7694

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from .config import PoseConfig
-from .model import PoseAutoencoder, Reach, decoder_reach, encoder_reach
+from .model import PoseAutoencoder, Reach, decoder_reach, latents_reach
 from .skeleton import Skeleton
 from ..quantize.feedback import feedback_targets
 from ..quantize.grid import Grid, make_grid
@@ -106,7 +106,7 @@ def rounding_noise(
     draw = torch.randn(1, frames, *single.mean_pose.shape, generator=torch.Generator().manual_seed(0))
     x = single.mean_pose + single.spread * draw.to(single.mean_pose.device)
     with torch.inference_mode():
-        z, exact = single.encode(x, wide=True), double.encode(x.double())
+        z, exact = single.latents(x, wide=True), double.latents(x.double())
         size = exact.abs() + exact.square().mean(-1, keepdim=True).sqrt()
         return float(((z - exact) / size.clamp(min=1e-30)).square().mean().sqrt())
 
@@ -155,7 +155,7 @@ class DerivedVQ(PoseVQ):
     @property
     def encoder_reach(self) -> Reach:
         "Frames before and after a token's first one that its latent depends on."
-        return encoder_reach(self.network.encoder)
+        return latents_reach(self.network)
 
     @property
     def decoder_reach(self) -> Reach:
