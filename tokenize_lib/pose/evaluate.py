@@ -18,6 +18,7 @@ from ..core.errors import DataError
 from ..core.report import Section, write_report
 from ..core.run import Run
 from .clips import Clip, MotionSet, load_motion
+from .coding import pin_root
 from .metrics import Reconstruction, length_statistics
 from .preprocess import Processed, invert
 from .tokenizer import PoseTokenizer
@@ -96,6 +97,7 @@ def reencode_agreement(
     for clip in clips:
         (seen,) = processed(tokenizer, [clip])
         x_hat, codes = reconstruct(tokenizer, seen)
+        x_hat = pin_root(x_hat, tokenizer.skeleton, tokenizer.config.data.preprocess)
         pose = invert(x_hat, {"scale": seen.scale, "root": seen.root})
         decoded = Clip(pose, None, tokenizer.fps, clip.id, skeleton=tokenizer.skeleton)
         _, again = reconstruct(tokenizer, processed(tokenizer, [decoded])[0])

@@ -11,6 +11,7 @@ import torch
 
 from ..core.errors import ConfigError, DataError
 from .clips import Clip, check_clip
+from .coding import pin_root
 from .config import PreprocessConfig
 from .exact import FRAMES_AT_ONCE, clip_latents, settle_latents
 from tokenize_lib.pose.preprocess import (
@@ -323,4 +324,5 @@ class DecodeStream:
         x, self.done = x[self.done - start : stop - start], stop
         drop = max(0, -(-stop // factor) - model.decoder_reach.before - self.first)
         self.ids, self.first = self.ids[drop:].copy(), self.first + drop
+        x = pin_root(x, model.skeleton, model.config.data.preprocess)
         return invert(x, {"scale": self.scale, "root": None})
