@@ -1,7 +1,7 @@
 """Frames per CPU-second of encoding and decoding, beside plain convolutional networks with the same tokens in the same run.
 
-One clip at a time, one thread, by `time.process_time`, so that a busy machine gives the same figures. Run by `make bench`,
-or without its tools by `python tests/benchmarks/test_throughput.py`."""
+One clip at a time and many together, and one clip of a hundred to a million frames; one thread, by `time.process_time`. Run by
+`make bench`, or without its tools by `python tests/benchmarks/test_throughput.py`."""
 
 import time
 
@@ -17,6 +17,8 @@ from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config
 
 FRAMES, LEVELS, LAYERS, CODES = 180, 2, 3, 1024  # six seconds; two halvings are l = 4; Q and K
+BATCH = 32  # clips
+LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)  # frames of one clip
 
 
 class Residual(nn.Module):
@@ -54,21 +56,22 @@ class PlainNetwork(nn.Module):
         )
         self.books = nn.ParameterList(torch.randn(CODES, width) for _ in range(LAYERS))
 
-    @torch.no_grad()
-    def encode(self, clip):
-        """[T, J, D] to codes [L, Q]."""
-        x = torch.from_numpy(clip.pose).flatten(1)
-        left, codes = self.encoder(x.T[None])[0].T, []
+    @torch.inference_mode()
+    def encode(self, clips):
+        """Clips [T, J, D] of one length to codes [B, L, Q]."""
+        x = torch.from_numpy(np.stack([c.pose for c in clips])).flatten(2)
+        left, codes = self.encoder(x.transpose(1, 2)).transpose(1, 2).flatten(0, 1), []
         for book in self.books:
             codes.append((book.square().sum(1) - 2 * left @ book.T).argmin(1))
             left = left - book[codes[-1]]
-        return torch.stack(codes, 1).numpy()
+        return torch.stack(codes, 1).view(len(clips), -1, LAYERS).numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(self, codes):
-        """Codes to [T, J * D]."""
-        z = sum(book[torch.from_numpy(c)] for book, c in zip(self.books, codes.T, strict=True))
-        return self.decoder(z.T[None])[0].T.numpy()
+        """Codes to [B, T, J * D]."""
+        ids = torch.from_numpy(np.stack(list(codes)))
+        z = sum(book[ids[..., q]] for q, book in enumerate(self.books))
+        return self.decoder(z.transpose(1, 2)).transpose(1, 2).numpy()
 
 
 def clips(n=16):
@@ -108,34 +111,53 @@ def frames_per_cpu_second(call, inputs, frames, seconds=1.0):
     return done * frames / (time.process_time() - started)
 
 
+def one_thread(measure):
+    """Run a measurement on one thread."""
+
+    def run():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return measure()
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+@one_thread
 def measure():
-    """(name, parameters, frames encoded, frames decoded per CPU-second) of each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Of each: name, parameters, frames per CPU-second: encoded and decoded alone, encoded and decoded in batches."""
     data = list(clips())
-    named = {
+    models = {
         "ours": ours(data),
         "plain, 512 wide": PlainNetwork(63, 512).eval(),
         "plain, 192 wide": PlainNetwork(63, 192).eval(),
     }
     rows = []
-    for name, model in named.items():
-        codes = [model.encode(c) for c in data]
-        speeds = [
-            frames_per_cpu_second(f, x, FRAMES) for f, x in ((model.encode, data), (model.decode, codes))
-        ]
+    for name, model in models.items():
+        speeds = []
+        for n in (1, BATCH):
+            parts = [(data * BATCH)[i : i + n] for i in range(0, 16 if n == 1 else n, n)]
+            codes = [model.encode(p) for p in parts]
+            speeds += [
+                frames_per_cpu_second(f, x, n * FRAMES)
+                for f, x in ((model.encode, parts), (model.decode, codes))
+            ]
         rows.append((name, sum(p.numel() for p in model.parameters()), *speeds))
-    torch.set_num_threads(threads)
     return rows
 
 
 def table(rows):
-    baseline, lines = rows[1:], ["frames per CPU-second, batch 1, one thread, l = 4, 3 x 1024"]
-    lines += [
-        f"  {n:<16} {p / 1e6:5.1f} M parameters   encode {e:9,.0f}   decode {d:9,.0f}" for n, p, e, d in rows
+    lines = [
+        f"frames per CPU-second, one thread, l = 4, 3 x 1024; clips of {FRAMES} frames, alone and {BATCH} together"
     ]
-    for name, _, e, d in baseline:
-        lines.append(f"  ours against {name}: encode x {rows[0][2] / e:.2f}, decode x {rows[0][3] / d:.2f}")
+    for name, size, *speeds in rows:
+        alone, together = (f"encode {e:9,.0f} decode {d:9,.0f}" for e, d in (speeds[:2], speeds[2:]))
+        lines.append(f"  {name:<16} {size / 1e6:5.1f} M parameters   alone: {alone}   together: {together}")
+    for name, _, *speeds in rows[1:]:
+        ratios = [f"x {ours / theirs:.2f}" for ours, theirs in zip(rows[0][2:], speeds, strict=True)]
+        lines.append(f"  ours against {name}: " + ", ".join(ratios))
     return "\n".join(lines)
 
 
@@ -144,8 +166,48 @@ def test_throughput(benchmark, capsys):
     rows = benchmark.pedantic(measure, rounds=1)
     with capsys.disabled():
         print("\n" + table(rows))
-    assert rows[0][2] > rows[1][2] and rows[0][3] > rows[1][3]  # faster than the network it replaces
+    assert all(
+        a > b for a, b in zip(rows[0][2:], rows[1][2:], strict=True)
+    )  # faster than the network it replaces
+
+
+@one_thread
+def measure_lengths():
+    """Of each length: frames per CPU-second encoded and decoded, from one clip."""
+    data = list(clips())
+    tokenizer, rows = ours(data), []
+    one = np.concatenate([c.pose for c in data])
+    for T in LENGTHS:
+        starts = range(0, 1600, 100) if T < 10_000 else [0]
+        many = [Clip(np.resize(np.roll(one, -s, 0), (T, *one.shape[1:])), fps=30.0) for s in starts]
+        codes = [tokenizer.encode(c) for c in many]
+        works = (tokenizer.encode, many), (tokenizer.decode, codes)
+        rows.append(
+            (T, *(frames_per_cpu_second(f, x, T, 0.5) if T < 10**5 else once(f, x[0], T) for f, x in works))
+        )
+    return rows
+
+
+def once(call, x, frames):
+    started = time.process_time()
+    call(x)
+    return frames / (time.process_time() - started)
+
+
+def lengths_table(rows):
+    return "\n".join(
+        ["frames per CPU-second of one clip"]
+        + [f"  {T:9,} frames   encode {e:9,.0f}   decode {d:9,.0f}" for T, e, d in rows]
+    )
+
+
+@pytest.mark.benchmark(group="throughput")
+def test_throughput_is_level(benchmark, capsys):
+    rows = benchmark.pedantic(measure_lengths, rounds=1)
+    with capsys.disabled():
+        print("\n" + lengths_table(rows))
 
 
 if __name__ == "__main__":
     print(table(measure()))
+    print(lengths_table(measure_lengths()))
