@@ -173,7 +173,7 @@ def exact_codes(
     return codes.to(x.device)
 
 # %% ../../nbs/pose/63_exact.ipynb #e66e7a19
-FRAMES_AT_ONCE = 4096  # frames that go through the network together
+FRAMES_AT_ONCE = 2880  # frames that go through the network together
 
 
 @dataclass(frozen=True)
