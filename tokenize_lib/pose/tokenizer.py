@@ -276,7 +276,7 @@ def check_codes(
                 expected=expected,
             )
 
-
+# %% ../../nbs/pose/65_tokenizer.ipynb #30bb9546
 def decode_many(
     tokenizer: TokenizerModel,
     codes: Sequence[Codes],  # written by this tokenizer
