@@ -170,7 +170,7 @@ class MultiScaleTokenizer(PoseTokenizer):
     def choose(self, z: Tensor) -> tuple[Tensor, bool]:
         "Coarse codes, then fine ones of what is left: [L, Q], and whether every choice was clear."
         coarse, clear, sketch = self._coarse(z)
-        fine, fine_clear = choose_codes(self.fine, z - sketch, self.config.model.quantizer)
+        fine, fine_clear = choose_codes(self, z - sketch, self.fine)
         repeated = coarse.repeat_interleave(self.quantizer.ratio, 0)[: len(z)]
         return torch.cat([repeated, fine], -1), clear and fine_clear
 
@@ -179,11 +179,10 @@ class MultiScaleTokenizer(PoseTokenizer):
         return z - self._coarse(z)[2]
 
     def _coarse(self, z: Tensor) -> tuple[Tensor, bool, Tensor]:
-        q = self.config.model.quantizer
-        quiet = q.model_copy(
-            update={"noise_feedback": 0.0}
-        )  # coarse tokens are too far apart to hear each other
-        codes, clear = choose_codes(self.quantizer.coarse, self.quantizer.summary(z[None])[0], quiet)
+        summary = self.quantizer.summary(z[None])[0]
+        codes, clear = choose_codes(
+            self, summary, self.quantizer.coarse, feedback=0.0
+        )  # too far apart to hear each other
         return codes, clear, self.quantizer.sketch(self.quantizer.coarse.decode(codes)[None], len(z))[0]
 
     def encode(

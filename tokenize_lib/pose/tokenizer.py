@@ -22,7 +22,7 @@ from ..core.checkpoint import PretrainedModel
 from ..core.config import load_config
 from ..core.errors import ConfigError, DataError, FormatError
 from .clips import Clip, check_clip
-from .config import PoseConfig, QuantizerConfig
+from .config import PoseConfig
 from .model import PoseAutoencoder
 from .preprocess import Processed, invert, preprocess_clip, resample_clip
 from .skeleton import Skeleton, load_skeleton
@@ -126,7 +126,7 @@ class PoseTokenizer(PretrainedModel, nn.Module):
 
     def choose(self, z: Tensor) -> tuple[Tensor, bool]:
         "Codes of the latents of one clip, and whether every choice was clear; see `choose_codes`."
-        return choose_codes(self.quantizer, z, self.config.model.quantizer)
+        return choose_codes(self, z)
 
     def residual(self, z: Tensor) -> Tensor:
         "What the quantiser of the tokens at the full rate is given for the latents of one clip."
@@ -228,22 +228,22 @@ AMBIGUOUS = 3e-6  # lead of the best code, relative to the squared latent, below
 
 @torch.no_grad()
 def choose_codes(
-    quantizer: ResidualVQ,
+    tokenizer: PoseTokenizer,
     z: Tensor,  # [L, code_dim], or [L, J, code_dim] per joint: the latents of one clip
-    q: QuantizerConfig,  # how to search
+    quantizer: ResidualVQ | None = None,  # None: the tokenizer's
+    feedback: float | None = None,  # None: as set
 ) -> tuple[Tensor, bool]:  # [L, Q] or [L, J, Q], and whether every choice was clear
     "Codes as the settings say: beam, noise feedback."
-    if not q.noise_feedback:
+    q, quantizer = tokenizer.config.model.quantizer, quantizer or tokenizer.quantizer
+    feedback = q.noise_feedback if feedback is None else feedback
+    if not feedback:
         codes, lead = quantizer.encode_with_margin(z, beam=q.beam_width)
         return codes, bool((lead >= AMBIGUOUS).all())
     books, groups = (
         [b.cpu().numpy() for b in quantizer.codebooks],
         z.reshape(len(z), -1, z.shape[-1]).cpu().numpy(),
     )
-    parts = [
-        code_with_feedback(groups[:, g], books, q.noise_feedback, q.beam_width)
-        for g in range(groups.shape[1])
-    ]
+    parts = [code_with_feedback(groups[:, g], books, feedback, q.beam_width) for g in range(groups.shape[1])]
     codes, lead, _ = (np.stack(p, 1) for p in zip(*parts, strict=True))
     return torch.from_numpy(codes).to(z.device).reshape(*z.shape[:-1], -1), bool((lead >= AMBIGUOUS).all())
 
