@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tokenize_lib"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("_modidx.py", "__init__.py"))
 OPTIONAL = {
     "huggingface-hub",
+    "papermill",
     "wandb",
 }  # imported where they are asked for, with an error that says what to install
 DEVELOPMENT = {"showdoc_table": {"fastcore", "nbdev"}}  # part of the documentation, not of the library
@@ -28,10 +29,11 @@ def normal(distribution):
 
 
 def required():
-    """Distributions that pip installs with the library."""
+    """Distributions that pip installs with the library, or with one of its extras for users."""
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    words = settings["DEFAULT"]["requirements"].split()
+    lists = ("requirements", "files_requirements", "export_requirements", "ray_requirements")
+    words = [word for name in lists for word in settings["DEFAULT"][name].split()]
     return {normal(re.match(r"[\w.-]+", word)[0]) for word in words}
 
 

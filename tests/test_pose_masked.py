@@ -89,8 +89,9 @@ def test_spans_have_their_length_and_share_and_leave_padding_alone(length, share
 
 
 def test_the_same_seed_hides_the_same():
-    draws = [hidden_spans([30, 20], 0.3, 4, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    draws = [hidden_spans([30, 20], 0.3, 4, seeds) for seeds in ([1, 5], [1, 5], [2, 5])]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0][1], draws[2][1])
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 41, 200])
@@ -102,6 +103,8 @@ def test_nothing_hidden_is_a_loss_of_zero():
     terms = masked_terms(ring(), torch.zeros(1, 1, 1, dtype=torch.long))
     values = [masked_terms(ring(), torch.zeros(1, 1, 1, dtype=torch.long))["mask"].item() for _ in range(8)]
     assert min(values) == 0.0 and terms["mask"].requires_grad
+    none = masked_terms(ring(), torch.zeros(0, 9, 1, dtype=torch.long), torch.ones(0, 9, dtype=torch.bool))
+    assert none["mask"].item() == 0.0
 
 
 # --- the predictor

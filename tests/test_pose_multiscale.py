@@ -7,10 +7,13 @@ import torch
 from tokenize_lib.core.config import merge
 from tokenize_lib.core.errors import ConfigError, FormatError
 from tokenize_lib.pose.clips import Clip
+from tokenize_lib.pose.context import train_context
 from tokenize_lib.pose.evaluate import evaluate_tokenizer
+from tokenize_lib.pose.exact import choose_codes, clip_latents, clip_motion, exact_codes
 from tokenize_lib.pose.multiscale import MultiScaleTokenizer, join_streams
+from tokenize_lib.pose.onnx import export_onnx
 from tokenize_lib.pose.synthetic import synthetic_motion
-from tokenize_lib.pose.tokenizer import PoseTokenizer, exact_codes
+from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import resolve_config, train_tokenizer
 from tokenize_lib.quantize.codes import Codes
 
@@ -103,9 +106,40 @@ def test_codes_without_their_coarse_stream_are_refused(tokenizer, motion):
     assert join_streams(tokenizer, tokenizer.encode(clip_of(motion, 20))).ids.shape == (5, 5)
 
 
-def test_it_cannot_be_streamed(tokenizer):
-    with pytest.raises(ConfigError, match="cannot be streamed"):
-        tokenizer.stream()
+def test_pieces_and_company_change_nothing(tokenizer, motion):
+    clips = [clip_of(motion, T) for T in (61, 5, 190)]
+    together = tokenizer.encode(clips)
+    for clip, codes, pose in zip(clips, together, tokenizer.decode(together), strict=True):
+        assert codes == tokenizer.encode(clip)
+        np.testing.assert_allclose(pose, tokenizer.decode(codes), atol=1e-3)
+    seen = tokenizer.eval().preprocess(clips[2])
+    with torch.no_grad():
+        [whole], [pieces] = (choose_codes(tokenizer, clip_latents(tokenizer, [seen], n)) for n in (4096, 8))
+        np.testing.assert_array_equal(pieces, whole)
+        [x], [y] = (clip_motion(tokenizer, [whole], [190], at_once=n) for n in (4096, 8))
+    np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_a_frame_changes_no_token_that_cannot_see_it(tokenizer, motion):
+    """A coarse token speaks for its neighbours' time too."""
+    clip, frame, field = clip_of(motion, 600), 301, tokenizer.receptive_field
+    other = Clip(clip.pose.copy(), fps=30.0, id=clip.id)
+    other.pose[frame, 5:11] += 5.0
+    ids = [join_streams(tokenizer, tokenizer.encode(c)).ids for c in (clip, other)]
+    differ = np.flatnonzero((ids[0] != ids[1]).any(-1)) * 4
+    assert len(differ) and frame - field.after <= differ.min() and differ.max() <= frame + field.before
+
+
+def test_what_needs_one_scale_says_so(run, tokenizer, motion, tmp_path):
+    for refused, what in (
+        (tokenizer.stream, "streamed"),
+        (tokenizer.decode_stream, "streamed"),
+        (lambda: export_onnx(run[0], tmp_path / "onnx"), "written as ONNX"),
+        (lambda: train_context(run[0], motion, tmp_path / "context"), "given a context model"),
+    ):
+        with pytest.raises(ConfigError, match=f"two time scales cannot be {what}"):
+            refused()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("factor", [4, 2, 6, 10])

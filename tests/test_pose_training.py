@@ -452,7 +452,7 @@ def test_a_run_is_not_replaced_unasked(tmp_path, motion, plain):
 
 
 def test_two_processes_train_together(tmp_path):
-    """Each rank has its own windows; the run ends as any run does, and only one of them speaks."""
+    """Each rank has its share of the windows; the run ends as any run does, and only one of them speaks."""
     settings = ["train.max_steps=8", "train.batch_size=4", "model.d_model=32", "train.devices=2"]
     settings += ["model.quantizer.codebook_size=32", "model.quantizer.dead_code_threshold=1e-3"]
     code = "import sys; from tokenize_lib.pose.train import *; from tokenize_lib.pose.synthetic import *\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
@@ -351,7 +351,7 @@ class TrainConfig(Config):
     "What the training loop of every room understands."
 
     seed: int = Field(42, ge=0)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)  # of a step, over all processes
     num_workers: int = Field(8, ge=0)  # processes that load data; 0 loads in the main process
     max_epochs: int = Field(100, ge=1)
     max_steps: int | None = Field(None, ge=1)  # optimizer steps; whichever of the two limits comes first
@@ -363,6 +363,12 @@ class TrainConfig(Config):
     weight_ema_decay: float | None = Field(None, gt=0, lt=1)  # null evaluates the weights as they are
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
+
+    @model_validator(mode="after")
+    def _each_process_has_an_example(self):
+        if self.devices > self.batch_size:
+            raise ValueError(f"devices: found {self.devices}; allowed at most batch_size = {self.batch_size}")
+        return self
 
 
 class LoggingConfig(Config):

@@ -6,11 +6,111 @@
 __all__ = ['work_through']
 
 # %% ../../nbs/core/12_parallel.ipynb #fb3f1ee7
+import logging
+import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
+from .errors import ConfigError, TokenizeError
+
 # %% ../../nbs/core/12_parallel.ipynb #9358999f
+_LOKY = {
+    "backend": "loky",
+    "idle_worker_timeout": 10,
+}  # seconds: workers of a parent that was killed end soon
+
+
+def _died() -> TokenizeError:
+    fix = "It may have run out of memory: use fewer jobs. What is finished is kept for a call that resumes."
+    return TokenizeError("a worker process died", fix=fix)
+
+
+def _local(function: Callable, calls: Iterable[tuple], jobs: int) -> Iterator[Any]:
+    "Results in order, from processes of this machine."
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        yield from Parallel(n_jobs=jobs, return_as="generator", **_LOKY)(delayed(function)(*c) for c in calls)
+    except TerminatedWorkerError as e:
+        raise _died() from e
+    finally:
+        if jobs != 1:
+            get_reusable_executor().shutdown(wait=True)
+
+# %% ../../nbs/core/12_parallel.ipynb #26f4668c
+def _ray(function: Callable, calls: Iterable[tuple], jobs: int) -> Iterator[Any]:
+    "Results in order, from the worker processes of a Ray cluster."
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as e:
+        raise ConfigError(
+            "Ray is not installed", field="engine", fix="pip install 'tokenize_lib[ray]'"
+        ) from e
+    if ours := not ray.is_initialized():
+        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
+    task, under_way = ray.remote(num_cpus=1)(lambda *arguments: function(*arguments)), deque()
+    try:
+        for arguments in calls:
+            under_way.append(task.remote(*arguments))
+            if len(under_way) == 2 * jobs:
+                yield ray.get(under_way.popleft())
+        while under_way:
+            yield ray.get(under_way.popleft())
+    except ray.exceptions.RayTaskError as e:
+        raise e.cause from e
+    except ray.exceptions.WorkerCrashedError as e:
+        raise _died() from e
+    finally:
+        if ours:
+            ray.shutdown()
+
+# %% ../../nbs/core/12_parallel.ipynb #38b934fc
+class _Notes(logging.Handler):
+    "Keeps what is logged."
+
+    def __init__(self):
+        super().__init__()
+        self.kept: list[tuple[str, int, str]] = []  # logger, level, message
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append((record.name, record.levelno, record.getMessage()))
+
+
+def _noted(function: Callable, *arguments: Any) -> tuple[Any, list[tuple[str, int, str]]]:
+    "A result, and what was logged on the way."
+    log, notes = logging.getLogger("tokenize_lib"), _Notes()
+    log.addHandler(notes)
+    try:
+        return function(*arguments), notes.kept
+    finally:
+        log.removeHandler(notes)
+
+
+def _told(results: Iterator[tuple[Any, list[tuple[str, int, str]]]]) -> Iterator[Any]:
+    "The results; what was logged on the way is logged here."
+    for result, notes in results:
+        for name, level, message in notes:
+            logging.getLogger(name).log(level, "%s", message)
+        yield result
+
+# %% ../../nbs/core/12_parallel.ipynb #2e4e6ef4
+_ENGINES = {"local": _local, "ray": _ray}
+
+
+def _dozens(calls: Iterable, n: int) -> Iterator[tuple]:
+    calls = iter(calls)
+    while some := list(islice(calls, n)):
+        yield (some,)
+
+
 def work_through(
     function: Callable,  # importable by name when there are several processes
     calls: Iterable[tuple],  # the arguments of each call
@@ -18,20 +118,25 @@ def work_through(
     jobs: int = 1,  # processes; 1 works in this one
     what: str = "",  # stands before the bar
     quiet: bool = False,  # no bar in any case
+    *,
+    engine: str = "local",  # local, or ray
+    together: int
+    | None = None,  # hand out so many at a time: `function` gets a list of arguments, and returns a list of results
 ) -> Iterator[Any]:
-    "Results of `function` in the order of `calls`."
-    from joblib import Parallel, delayed
+    "Results of `function` in the order of `calls`, from this process or many."
     from rich.console import Console
     from rich.progress import track
 
+    if engine not in _ENGINES:
+        raise ConfigError("unknown", field="engine", found=engine, expected=", ".join(_ENGINES))
     hidden = quiet or not sys.stderr.isatty()
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*c) for c in calls)
+    here, work = engine == "local" and jobs == 1, calls if together is None else _dozens(calls, together)
+    results = _ENGINES[engine](function if here else partial(_noted, function), work, jobs)
+    said = results if here else _told(results)
+    flat = said if together is None else chain.from_iterable(said)
     try:
         yield from track(
-            results, what, total=total, console=Console(stderr=True), disable=hidden, transient=True
+            flat, what, total=total, console=Console(stderr=True), disable=hidden, transient=True
         )
     finally:
-        if jobs != 1:
-            from joblib.externals.loky import get_reusable_executor
-
-            get_reusable_executor().shutdown(wait=True)
+        results.close()

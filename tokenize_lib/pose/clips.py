@@ -181,7 +181,7 @@ def _read_npz_clip(path: Path) -> Clip:
 
 # %% ../../nbs/pose/10_clips.ipynb #49fec2d8
 def read_clip(
-    path: str | os.PathLike,  # `.npz` with at least `pose`, or `.bvh`
+    path: str | os.PathLike,  # `.npz` with at least `pose`, or `.bvh`; other formats where they hold one body
     skeleton: Skeleton | None = None,  # what the joints should be, where the file does not say
     dims: int | None = None,  # what D should be
 ) -> Clip:
@@ -192,9 +192,13 @@ def read_clip(
 
         return check_clip(read_bvh(path), dims=dims, file=path)
     if path.suffix.lower() != ".npz":
-        raise FormatError(
-            "not a motion file", file=path, found=path.suffix or "no suffix", expected=".npz or .bvh"
-        )
+        from tokenize_lib.pose.formats import read_motion_file
+
+        clips = read_motion_file(path)
+        if len(clips) > 1:
+            fix = "Read it with read_motion_file or load_motion, or convert it."
+            raise DataError("holds several bodies", file=path, found=", ".join(c.id for c in clips), fix=fix)
+        return check_clip(clips[0], dims=dims, file=path)
     return check_clip(_read_npz_clip(path), skeleton, dims, path)
 
 
@@ -335,10 +339,29 @@ def _motion_files(folder: Path) -> list[Path]:
 
 def _load_folder(folder: Path, files: list[Path], skeleton: Any, strict: bool) -> MotionSet:
     "A set from files that may be anybody's."
-    clips, failures = _read_files(files, folder, strict)
+    return _as_set(folder, *_read_files(files, folder, strict), skeleton, strict)
+
+
+def _load_foreign(source: Path, skeleton: Any, strict: bool, but: Path | None = None) -> MotionSet | None:
+    "A set from files of other tools; None where there are none. Nothing below `but` is read."
+    from tokenize_lib.pose.formats import foreign_sources, read_sources
+
+    if (found := foreign_sources(source, but)) is None:
+        return None
+    folder = source if source.is_dir() else source.parent
+    clips, failures = read_sources(found, folder, strict or source.is_file(), skeleton=skeleton)
+    ids = _unique_ids(list(clips.values()), list(clips))
+    motion = _as_set(folder, dict(zip(clips, ids, strict=True)), failures, skeleton, strict)
+    return motion if source.is_dir() else replace(motion, name=source.stem)
+
+
+def _as_set(
+    folder: Path, clips: dict[str, Clip], failures: list[tuple[str, str]], skeleton: Any, strict: bool
+) -> MotionSet:
+    "Those clips that go together, by relative path."
     if not clips:
         raise DataError(
-            f"not one of {len(files)} files could be read; the first: {failures[0][1]}", file=folder
+            f"not one of {len(failures)} files could be read; the first: {failures[0][1]}", file=folder
         )
     every = list(clips.values())
     skeleton = load_skeleton(skeleton) if skeleton is not None else _skeleton_of(every, folder)
@@ -398,8 +421,7 @@ def _load_registered(name: str, seed: int, skeleton: Any) -> MotionSet:
 
 # %% ../../nbs/pose/10_clips.ipynb #12fd669b
 def load_motion(
-    source: str
-    | os.PathLike,  # registered name, prepared folder, folder of `.npz` and `.bvh`, or one such file
+    source: str | os.PathLike,  # registered name, prepared folder, folder of motion files, or one such file
     skeleton: str
     | os.PathLike
     | Mapping
@@ -417,8 +439,10 @@ def load_motion(
         raise DataError(
             "neither a path nor a data set", found=os.fspath(source), expected=f"a folder, a file, or {known}"
         )
-    if path.is_file():
-        return replace(_load_folder(path.parent, [path], skeleton, strict=True), name=path.stem)
     if (path / "prepared.json").is_file():
         return _load_prepared(path, skeleton, strict)
+    if (motion := _load_foreign(path, skeleton, strict)) is not None:
+        return motion
+    if path.is_file():
+        return replace(_load_folder(path.parent, [path], skeleton, strict=True), name=path.stem)
     return _load_folder(path, _motion_files(path), skeleton, strict)

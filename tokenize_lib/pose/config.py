@@ -153,6 +153,9 @@ class QuantizerConfig(Config):
     noise_feedback: float = Field(
         0.0, ge=0, lt=1, description="share of a token's error that the next makes up for"
     )
+    feedback_reset: int | None = Field(
+        32, ge=0, description="tokens after which the error starts from zero; null or 0: never"
+    )
     settle_rounds: int = Field(
         0,
         ge=0,
@@ -174,6 +177,7 @@ class ModelConfig(Config):
     "The network."
 
     d_model: int = Field(256, ge=1)
+    causal: bool = Field(False, description="no convolution sees a later token")
     linear_path: bool = Field(
         False, description="principal components beside the network; pooled tokens only"
     )

@@ -7,9 +7,9 @@ __all__ = ['CorpusReport', 'encode_corpus', 'decode_corpus', 'export_tokenizer']
 
 # %% ../../nbs/pose/96_corpus.ipynb #03a6faf5
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
+    _load_foreign,
     _read_splits,
     check_clip,
     load_motion,
@@ -30,6 +31,16 @@ from tokenize_lib.pose.clips import (
 from .prepare import _files, _own_id
 from .skeleton import Skeleton, load_skeleton
 from ..quantize.codes import Codes, load_codes, write_code_indices
+from tokenize_lib.quantize.shards import (
+    INDEX,
+    read_index,
+    read_indexed,
+    read_shard,
+    shard_facts,
+    shard_name,
+    write_index,
+    write_shard,
+)
 
 # %% ../../nbs/pose/96_corpus.ipynb #07577055
 @dataclass
@@ -56,6 +67,8 @@ def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Corpus:
     if path.is_dir() and path.resolve() == out.resolve():
         fix = "Choose another output."
         raise ConfigError("input and output are the same folder", field="out", found=str(out), fix=fix)
+    if not (path / "prepared.json").is_file() and (m := _load_foreign(path, None, False, out)) is not None:
+        return _Corpus([(c.id, c) for c in m.clips], m.skeleton, list(m.failures), m.splits)
     items = [(safe_id(_own_id(path)), path)] if path.is_file() else _files(path, out)
     own = root / "skeleton.json"
     return _Corpus(items, load_skeleton(own) if own.is_file() else None, [], _read_splits(root), root)
@@ -82,6 +95,65 @@ def _tokenizer(model_dir: str, device: str, digest: str) -> Any:
         raise FormatError("the model changed while it was in use", file=model_dir, fix="Start again.")
     return tokenizer
 
+
+_FRAMES = 2**14  # to hold in memory at a time
+
+
+def _portions(clips: Iterable[Any]) -> Iterator[list]:
+    "Clips, codes, or errors in their place, a few at a time."
+    some, frames = [], 0
+    for c in clips:
+        some.append(c)
+        frames += c.length if isinstance(c, Codes) else len(c) if isinstance(c, Clip) else 0
+        if frames >= _FRAMES:
+            yield some
+            some, frames = [], 0
+    if some:
+        yield some
+
+
+def _together(code: Callable[[list], list], items: list) -> list:
+    "Results of several at once or, where one of them is bad, of each by itself. Errors stay in their place."
+    good = [x for x in items if not isinstance(x, TokenizeError)]
+    try:
+        found = iter(code(good) if good else [])
+    except TokenizeError as e:
+        found = iter([e] if len(good) == 1 else [_together(code, [x])[0] for x in good])
+    return [x if isinstance(x, TokenizeError) else next(found) for x in items]
+
+# %% ../../nbs/pose/96_corpus.ipynb #0503d57e
+def _read(item: Path | Clip, clip_id: str, skeleton: Skeleton, dims: int) -> Clip | TokenizeError:
+    "A clip under its name, or why there is none."
+    try:
+        clip = read_clip(item, skeleton, dims) if isinstance(item, Path) else check_clip(item, skeleton, dims)
+    except TokenizeError as e:
+        return e
+    except OSError as e:
+        return DataError(f"cannot be read ({e.strerror or e})", file=item)
+    return replace(clip, id=clip_id, skeleton=clip.skeleton or skeleton)
+
+
+def _encode_some(
+    model: tuple[str, str, str],  # of `_tokenizer`
+    skeleton: Skeleton | None,  # of clips that do not say it themselves
+    calls: list[tuple[str, Path | Clip, Path | None]],  # name, source, file to write, if any
+) -> list[Codes | TokenizeError]:
+    "Read, encode and write some clips: their codes, or why there are none."
+    tokenizer, results = _tokenizer(*model), []
+    own, dims = skeleton or tokenizer.skeleton, tokenizer.config.data.dims
+    for clips in _portions(_read(item, clip_id, own, dims) for clip_id, item, _ in calls):
+        found = _together(tokenizer.encode, clips)
+        for (_, _, target), codes in zip(calls[len(results) :], found, strict=False):
+            if target is not None and isinstance(codes, Codes):
+                codes.save(target)
+        results += found
+    return results
+
+
+def _dozens(total: int, jobs: int) -> int:
+    "How many clips to hand out at a time: many, but every process shall have some."
+    return max(1, min(32, total // (4 * jobs)))
+
 # %% ../../nbs/pose/96_corpus.ipynb #acc63dec
 @dataclass
 class CorpusReport:
@@ -95,7 +167,9 @@ class CorpusReport:
     tokens: int = 0
     bits: float = 0.0
     seconds: float | None = 0.0  # of motion; None where a frame rate is not known
+    shards: int | None = None  # files the codes are in, where that is not one for each clip
     failures: list[tuple[str, str]] = field(default_factory=list)  # (file, why it was left out)
+    problem: TokenizeError | None = None  # the first of them
 
     def add(self, codes: Codes, kept: bool) -> None:
         "Count a clip."
@@ -108,6 +182,27 @@ class CorpusReport:
         known = codes.fps is not None and self.seconds is not None
         self.seconds = self.seconds + codes.length / codes.fps if known else None
 
+    def sift(
+        self,
+        results: Iterable[Any],  # of clips, in order
+        names: Iterable[str],  # what a user calls them
+        strict: bool,  # raise the first error
+    ) -> Iterator[Any]:  # the results, None instead of an error
+        "Note what failed."
+        for name, result in zip(names, results, strict=True):
+            failed = isinstance(result, TokenizeError)
+            if failed and strict:
+                raise result
+            if failed:
+                self.failures.append((name, str(result)))
+                self.problem = self.problem or result
+            yield None if failed else result
+
+    def require_something(self) -> None:
+        "Raise the first error when nothing at all could be done."
+        if not self.done and self.problem is not None:
+            raise self.problem
+
     def to_dict(self) -> dict:
         "What JSON can hold."
         return {
@@ -115,49 +210,33 @@ class CorpusReport:
             "tokens": self.tokens, "bits_per_frame": self.bits / self.frames if self.frames else None,
             "bits_per_second": self.bits / self.seconds if self.seconds else None,
             "failures": [{"file": f, "problem": m} for f, m in self.failures],
-        }  # fmt: skip
+        } | ({} if self.shards is None else {"shards": self.shards})  # fmt: skip
 
 # %% ../../nbs/pose/96_corpus.ipynb #8b07773b
-def _encode_one(
-    model: tuple[str, str, str], clip_id: str, item: Path | Clip, skeleton: Skeleton | None, target: Path
-) -> Any:
-    "Read, encode and write one clip: its codes, or why there are none."
-    tokenizer = _tokenizer(*model)
-    own, dims = skeleton or tokenizer.skeleton, tokenizer.config.data.dims
+def _earlier(target: Path, read: Callable[[Path], list[Codes]], digest: str) -> list[Codes]:
+    "What was written before into a file; nothing where it is damaged; `ConfigError` for another tokenizer's."
     try:
-        clip = read_clip(item, own, dims) if isinstance(item, Path) else check_clip(item, own, dims)
-        codes = tokenizer.encode(replace(clip, id=clip_id, skeleton=clip.skeleton or own))
-    except TokenizeError as e:
-        return e
-    except OSError as e:
-        return DataError(f"cannot be read ({e.strerror or e})", file=item)
-    codes.save(target)
-    return codes
-
-
-def _earlier_codes(target: Path, item: Path | Clip, digest: str) -> Codes | None:
-    "Codes that need not be computed again; `ConfigError` when they are another tokenizer's."
-    if not target.exists():
-        return None
-    try:
-        codes = Codes.load(target)
+        found = read(target) if target.exists() else []
     except FormatError:
-        return None  # damaged since: written again
-    if codes.tokenizer["hash"] != digest:
-        found, fix = codes.tokenizer["hash"], "Choose another folder, or replace them by force."
+        return []
+    if foreign := next((h for c in found if (h := c.tokenizer["hash"]) != digest), None):
+        fix = "Choose another folder, or replace them by force."
         raise ConfigError(
             "holds codes of another tokenizer",
             file=target,
             field="hash",
-            found=found,
+            found=foreign,
             expected=digest,
             fix=fix,
         )
+    return found
+
+
+def _unchanged(codes: Codes, target: Path, item: Path | Clip) -> bool:
+    "Whether the clip is still the one that was encoded."
     if isinstance(item, Path):
-        changed = item.stat().st_mtime_ns > target.stat().st_mtime_ns
-    else:
-        changed = len(item) != _source(codes, "length", codes.length)
-    return None if changed else codes
+        return item.stat().st_mtime_ns <= target.stat().st_mtime_ns
+    return len(item) == _source(codes, "length", codes.length)
 
 
 def _source(codes: Codes, name: str, default: Any) -> Any:
@@ -165,45 +244,123 @@ def _source(codes: Codes, name: str, default: Any) -> Any:
     return (codes.side or {}).get("source", {}).get(name, default)
 
 # %% ../../nbs/pose/96_corpus.ipynb #32b9ac17
-def _start_codes(out: Path, resume: bool, force: bool) -> None:
+_LAYOUTS = {"a file for each clip": ("*.codes.json", "code_indices.json"), "shards": ("codes-*.npz", INDEX)}
+
+
+def _start_codes(out: Path, layout: str, resume: bool, force: bool) -> None:
     "Make sure that codes may be written into a folder."
     if resume and force:
         raise ConfigError("resume and force exclude each other", file=out)
-    there = [*out.glob("*.codes.json"), *out.glob("code_indices.json")]
-    if there and not (resume or force):
+    there = {name: [f for p in patterns for f in out.glob(p)] for name, patterns in _LAYOUTS.items()}
+    files = [f for found in there.values() for f in found]
+    if files and not (resume or force):
         fix = "Resume to add what is missing, replace them by force, or choose another folder."
-        raise ConfigError(f"holds codes already ({len(there)} files)", file=out, fix=fix)
+        raise ConfigError(f"holds codes already ({len(files)} files)", file=out, fix=fix)
+    if resume and (other := [name for name, found in there.items() if found and name != layout]):
+        fix = "Resume in that layout, replace them by force, or choose another folder."
+        raise ConfigError("holds codes in another layout", file=out, found=other[0], expected=layout, fix=fix)
     make_folder(out)
-    for file in there if force else ():
-        file.unlink()
-    (out / "code_indices.json").unlink(missing_ok=True)
-
-
-def _collect(report: CorpusReport, results: Iterable, names: Sequence[str], strict: bool) -> list:
-    "Results that are not errors; the errors go into the report, or are raised if there is nothing else."
-    good, first = [], None
-    for name, result in zip(names, results, strict=True):
-        if not isinstance(result, TokenizeError):
-            good.append(result)
-            continue
-        if strict:
-            raise result
-        first = first or result
-        report.failures.append((name, str(result)))
-    if first is not None and not good and not report.done:
-        raise first
-    return good
+    torn = [f for patterns in _LAYOUTS.values() for p in patterns for f in out.glob(f".{p}.*.tmp")]
+    for file in [*torn, *(files if force else ()), out / "code_indices.json", out / INDEX]:
+        file.unlink(missing_ok=True)
 
 # %% ../../nbs/pose/96_corpus.ipynb #c24f5cd9
+@dataclass
+class _Job:
+    "What a call is to do, and how."
+
+    model: tuple[str, str, str]  # of `_tokenizer`
+    corpus: _Corpus
+    report: CorpusReport
+    resume: bool  # keep what is there
+    force: bool  # replace what is there
+    strict: bool  # stop at the first bad clip
+    jobs: int
+    how: dict  # further options of `work_through`
+
+    def codes(self, todo: Sequence[int], out: Path | None = None) -> Iterator[Codes | None]:
+        "Codes of some clips, in order, None for those that failed; written to `out` where that is a folder."
+        items, n = self.corpus.items, len(todo)
+        calls = ((*items[i], out and out / f"{items[i][0]}.codes.json") for i in todo)
+        code, together = partial(_encode_some, self.model, self.corpus.skeleton), _dozens(n, self.jobs)
+        results = work_through(code, calls, n, self.jobs, "encoding", together=together, **self.how)
+        return self.report.sift(results, map(self.corpus.name, todo), self.strict)
+
+
+def _encode_files(job: _Job) -> None:
+    "`<id>.codes.json` for each clip, and `code_indices.json`."
+    out, items, codes = job.report.out, job.corpus.items, {}
+    for n, (clip_id, item) in enumerate(items if job.resume else ()):
+        target = out / f"{clip_id}.codes.json"
+        found = _earlier(target, lambda file: [Codes.load(file)], job.model[2])
+        if found and _unchanged(found[0], target, item):
+            codes[n] = found[0]
+    _start_codes(out, "a file for each clip", job.resume, job.force)
+    todo, kept = [n for n in range(len(items)) if n not in codes], set(codes)
+    codes |= zip(todo, job.codes(todo, out), strict=True)
+    found = [(n, codes[n]) for n in range(len(items)) if codes[n] is not None]
+    for n, c in found:
+        job.report.add(c, kept=n in kept)
+    job.report.require_something()
+    write_code_indices(out / "code_indices.json", [c for _, c in found])
+
+# %% ../../nbs/pose/96_corpus.ipynb #c4c80cbc
+def _plan(clips: int, shards: int | None, shard_size: int | None) -> list[range] | None:
+    "The clips of each shard; None for a file each."
+    if shards is not None and shard_size is not None:
+        raise ConfigError("exclude each other", field="shards, shard_size", found=(shards, shard_size))
+    if (wanted := shard_size if shards is None else shards) is None:
+        return None
+    if wanted < 1:
+        raise ConfigError("out of range", field="shards, shard_size", found=wanted, expected="at least 1")
+    n = min(shards, clips) if shards else -(-clips // shard_size)
+    ends = [clips * (i + 1) // n if shards else min(clips, (i + 1) * shard_size) for i in range(n)]
+    return [range(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+# %% ../../nbs/pose/96_corpus.ipynb #46ead5db
+def _encode_shards(job: _Job, plan: list[range]) -> None:
+    "`codes-00000.npz` ... and `shards.json`."
+    out, report, facts = job.report.out, job.report, []
+    shards = [(out / shard_name(s), [job.corpus.items[n] for n in part]) for s, part in enumerate(plan)]
+    kept = [_kept_in(target, dict(items), job) for target, items in shards]
+    _start_codes(out, "shards", job.resume, job.force)
+    new = job.codes(
+        [n for part, k in zip(plan, kept, strict=True) for n in part if job.corpus.items[n][0] not in k]
+    )
+    for (target, items), keep in zip(shards, kept, strict=True):
+        there = read_shard(target) if keep else []
+        old = {c.id: c for c in there if c.id in keep}
+        clips = [c for i, _ in items if (c := old[i] if i in keep else next(new)) is not None]
+        if clips and ([c.id for c in clips] != [c.id for c in there] or len(keep) < len(clips)):
+            write_shard(target, clips)
+        for c in clips:
+            report.add(c, kept=c.id in keep)
+        facts += [shard_facts(target, clips)] if clips else []
+    report.require_something()
+    for stray in set(out.glob("codes-*.npz")) - {out / f.file for f in facts}:
+        stray.unlink()
+    report.shards = len(facts)
+    write_index(out, report.tokenizer, facts)
+
+
+def _kept_in(target: Path, sources: dict[str, Path | Clip], job: _Job) -> set[str]:
+    "The clips of a shard that need not be computed again."
+    found = _earlier(target, read_shard, job.model[2]) if job.resume else []
+    return {c.id for c in found if c.id in sources and _unchanged(c, target, sources[c.id])}
+
+# %% ../../nbs/pose/96_corpus.ipynb #3d23ae27
 def encode_corpus(
     model_dir: str | os.PathLike,  # model or run folder
     source: str
     | os.PathLike
     | MotionSet,  # folder of `.npz` and `.bvh`, prepared folder, registry name, one file, or a set in memory
-    out: str | os.PathLike,  # folder for `<id>.codes.json` and `code_indices.json`
+    out: str | os.PathLike,  # folder for the codes
     *,
     split: str | None = None,  # "train", "val", "test": only these clips
+    shards: int | None = None,  # write so many shards instead of a file for each clip
+    shard_size: int | None = None,  # or shards of so many clips
     jobs: int = 1,  # processes
+    engine: str = "local",  # local, or ray: a cluster
     resume: bool = False,  # keep what this tokenizer has written before
     strict: bool = False,  # stop at the first bad clip
     force: bool = False,  # replace codes that are there
@@ -216,54 +373,46 @@ def encode_corpus(
     from tokenize_lib.pose.tokenizer import PoseTokenizer
 
     tokenizer, out = PoseTokenizer.from_pretrained(model_dir, device=device), Path(out)
-    model = (os.fspath(model_dir), device, tokenizer.content_hash())
     corpus = _open(source, out) if split is None else _keep_split(_open(source, out), split)
-    report = CorpusReport(
-        out, {"name": tokenizer.model_name, "hash": model[2]}, failures=list(corpus.failures)
-    )
-    targets = [out / f"{i}.codes.json" for i, _ in corpus.items]
-    before = [
-        _earlier_codes(t, item, model[2]) if resume else None
-        for t, (_, item) in zip(targets, corpus.items, strict=True)
-    ]
-    _start_codes(out, resume, force)
-    codes = [c for c in before if c is not None]
-    for c in codes:
-        report.add(c, kept=True)
-    todo = [n for n, c in enumerate(before) if c is None]
-    calls = ((model, *corpus.items[n], corpus.skeleton, targets[n]) for n in todo)
-    results = work_through(_encode_one, calls, len(todo), jobs, "encoding", quiet)
-    new = _collect(report, results, [corpus.name(n) for n in todo], strict)
-    for c in new:
-        report.add(c, kept=False)
-    order = {i: n for n, (i, _) in enumerate(corpus.items)}
-    write_code_indices(out / "code_indices.json", sorted(codes + new, key=lambda c: order[c.id]))
+    report = CorpusReport(out, dict(tokenizer.name), failures=list(corpus.failures))
+    plan = _plan(len(corpus.items), shards, shard_size)
+    model = (os.path.abspath(model_dir), device, tokenizer.name["hash"])
+    job = _Job(model, corpus, report, resume, force, strict, jobs, {"engine": engine, "quiet": quiet})
+    if plan is None:
+        _encode_files(job)
+    else:
+        _encode_shards(job, plan)
     return report
 
-# %% ../../nbs/pose/96_corpus.ipynb #dde6c069
-def _read_codes(source: Path, tokenizer: dict) -> Iterator[tuple[str, Codes | TokenizeError]]:
-    "Codes with the name a user knows them by, or why they cannot be used."
-    alone = source.is_dir() and not (source / "code_indices.json").exists()
-    items = (
-        [(f.relative_to(source).as_posix(), f) for f in sorted(source.rglob("*.codes.json"))] if alone else []
-    )
-    for name, item in items or [(c.id, c) for c in load_codes(source)]:
-        try:
-            codes = Codes.load(item) if isinstance(item, Path) else item
-            if codes.tokenizer["hash"] != tokenizer["hash"]:
-                fix, found = "Decode with the model that encoded them.", codes.tokenizer["hash"] or "none"
-                file = item if isinstance(item, Path) else source
-                raise FormatError(
-                    "codes of another tokenizer",
-                    file=file,
-                    field="hash",
-                    found=found,
-                    expected=tokenizer["hash"],
-                    fix=fix,
-                )
-            yield name, codes
-        except TokenizeError as e:
-            yield name, e
+# %% ../../nbs/pose/96_corpus.ipynb #ce458d38
+def _stored(source: Path) -> Iterator[tuple[str, Codes | TokenizeError]]:
+    "Codes with the name a user knows them by, or why they cannot be read."
+    if not source.is_dir() or (source / "code_indices.json").exists():
+        yield from ((c.id, c) for c in load_codes(source))
+    elif (source / INDEX).exists():
+        for shard in read_index(source):
+            found = _together(lambda shards: [read_indexed(source, s) for s in shards], [shard])[0]
+            yield from (
+                [(shard.file, found)] if isinstance(found, TokenizeError) else ((c.id, c) for c in found)
+            )
+    elif files := sorted(source.rglob("*.codes.json")):
+        for file in files:
+            yield (
+                file.relative_to(source).as_posix(),
+                _together(lambda f: list(map(Codes.load, f)), [file])[0],
+            )
+    else:
+        load_codes(source)  # says what it expected
+
+
+def _read_codes(source: Path, digest: str) -> Iterator[tuple[str, Codes | TokenizeError]]:
+    "Codes of one tokenizer, under their names, or why they cannot be used."
+    fix = "Decode with the model that encoded them."
+    for name, codes in _stored(source):
+        if isinstance(codes, Codes) and (found := codes.tokenizer["hash"]) != digest:
+            what = {"file": source, "field": "hash", "found": found or "none", "expected": digest, "fix": fix}
+            codes = FormatError("codes of another tokenizer", **what)
+        yield name, codes
 
 
 def _targets(names: Sequence[str], out: Path) -> list[Path]:
@@ -309,26 +458,34 @@ def _earlier_clip(target: Path, resume: bool, force: bool) -> str | None:
     return made_from if resume else None
 
 
-def _decode_one(model: tuple[str, str, str], codes: Codes, target: Path, num_codebooks: int | None) -> Any:
-    "Decode and write one clip: its codes, or why there is no clip."
-    tokenizer = _tokenizer(*model)
-    try:
-        pose = tokenizer.decode(codes, num_codebooks)
-    except TokenizeError as e:
-        return e
-    meta = {_MADE_FROM: _fingerprint(codes, num_codebooks)}
-    fps = _source(codes, "fps", codes.fps or tokenizer.fps)
-    write_clip(target, Clip(pose, None, fps, codes.id, codes.label, meta=meta, skeleton=tokenizer.skeleton))
-    return codes
+def _decode_some(
+    model: tuple[str, str, str],  # of `_tokenizer`
+    num_codebooks: int | None,  # layers to decode from
+    calls: list[tuple[Codes, Path]],  # and the file to write
+) -> list[TokenizeError | None]:
+    "Decode and write some clips: None, or why there is no clip."
+    tokenizer, results = _tokenizer(*model), []
+    for some in _portions(codes for codes, _ in calls):
+        found = _together(lambda codes: tokenizer.decode(codes, num_codebooks), some)
+        for (codes, target), pose in zip(calls[len(results) :], found, strict=False):
+            if not isinstance(pose, TokenizeError):
+                meta = {_MADE_FROM: _fingerprint(codes, num_codebooks)}
+                fps = _source(codes, "fps", codes.fps or tokenizer.fps)
+                clip = Clip(pose, None, fps, codes.id, codes.label, meta=meta, skeleton=tokenizer.skeleton)
+                write_clip(target, clip)
+            results.append(pose if isinstance(pose, TokenizeError) else None)
+    return results
 
 # %% ../../nbs/pose/96_corpus.ipynb #814e5dfd
 def decode_corpus(
     model_dir: str | os.PathLike,  # model or run folder
-    source: str | os.PathLike,  # codes: a file, or a folder with `code_indices.json` or `*.codes.json`
+    source: str
+    | os.PathLike,  # codes: a file, or a folder with `code_indices.json`, `shards.json` or `*.codes.json`
     out: str | os.PathLike,  # folder for `<id>.npz`
     *,
     num_codebooks: int | None = None,  # decode from the first layers only
     jobs: int = 1,  # processes
+    engine: str = "local",  # local, or ray: a cluster
     resume: bool = False,  # keep clips decoded from the same codes before
     strict: bool = False,  # stop at the first bad file
     force: bool = False,  # replace decoded clips that are there
@@ -343,24 +500,27 @@ def decode_corpus(
     if resume and force:
         raise ConfigError("resume and force exclude each other", file=out)
     tokenizer, out = PoseTokenizer.from_pretrained(model_dir, device=device), Path(out)
-    model = (os.fspath(model_dir), device, tokenizer.content_hash())
-    report = CorpusReport(out, {"name": tokenizer.model_name, "hash": model[2]})
-    found = list(_read_codes(Path(source), report.tokenizer))
+    model = (os.path.abspath(model_dir), device, tokenizer.name["hash"])
+    report = CorpusReport(out, dict(tokenizer.name))
+    found = list(_read_codes(Path(source), model[2]))
     if not found:
         raise FormatError("no clips in it", file=source, field="clips")
-    todo = _collect(report, [codes for _, codes in found], [name for name, _ in found], strict)
-    targets = _targets([c.id for c in todo], out)
-    before = [_earlier_clip(t, resume, force) for t in targets]
-    same = [b is not None and b == _fingerprint(c, num_codebooks) for b, c in zip(before, todo, strict=True)]
-    for c, kept in zip(todo, same, strict=True):
-        if kept:
-            report.add(c, kept=True)
-    left = [(c, t) for c, t, kept in zip(todo, targets, same, strict=True) if not kept]
-    results = work_through(
-        _decode_one, ((model, c, t, num_codebooks) for c, t in left), len(left), jobs, "decoding", quiet
-    )
-    for c in _collect(report, results, [c.id for c, _ in left], strict):
-        report.add(c, kept=False)
+    usable = [c for c in report.sift([c for _, c in found], [n for n, _ in found], strict) if c is not None]
+    pairs = list(zip(usable, _targets([c.id for c in usable], out), strict=True))
+    before = [_earlier_clip(target, resume, force) for _, target in pairs]
+    kept = [
+        b is not None and b == _fingerprint(c, num_codebooks) for b, (c, _) in zip(before, pairs, strict=True)
+    ]
+    left = [pair for pair, k in zip(pairs, kept, strict=True) if not k]
+    n, code = len(left), partial(_decode_some, model, num_codebooks)
+    how = {"together": _dozens(n, jobs), "engine": engine, "quiet": quiet}
+    results = list(work_through(code, left, n, jobs, "decoding", **how))
+    list(report.sift(results, (c.id for c, _ in left), strict))
+    failed = {id(c) for (c, _), r in zip(left, results, strict=True) if r is not None}
+    for (c, _), k in zip(pairs, kept, strict=True):
+        if id(c) not in failed:
+            report.add(c, kept=k)
+    report.require_something()
     return report
 
 # %% ../../nbs/pose/96_corpus.ipynb #a73e4780

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.distributed import share
 from ..core.run import step_seed
 from .config import AugmentConfig, PoseTrainConfig
 from .preprocess import Processed
@@ -36,6 +37,7 @@ class PoseBatch:
 
 def collate(
     clips: Sequence[tuple[np.ndarray, np.ndarray]],  # (x [T, J, D], conf [T, J]) each
+    hidden: Sequence[np.ndarray] = (),  # [T, J] bool each, hidden from the encoder; none: it sees everything
 ) -> PoseBatch:
     "Pad clips to the longest and say which frames are real."
     lengths = [len(x) for x, _ in clips]
@@ -43,8 +45,11 @@ def collate(
     x, conf = np.zeros((len(clips), T, J, D), np.float32), np.zeros((len(clips), T, J), np.float32)
     for i, (a, c) in enumerate(clips):
         x[i, : len(a)], conf[i, : len(a)] = a, c
+    shown = conf.copy()
+    for i, gone in enumerate(hidden):
+        shown[i, : len(gone)][gone] = 0
     mask = None if min(lengths) == T else torch.arange(T) < torch.tensor(lengths)[:, None]
-    return PoseBatch(torch.from_numpy(x), torch.from_numpy(conf), mask, torch.from_numpy(conf))
+    return PoseBatch(torch.from_numpy(x), torch.from_numpy(conf), mask, torch.from_numpy(shown))
 
 # %% ../../nbs/pose/40_dataset.ipynb #d5507646
 class Body:
@@ -129,7 +134,7 @@ def augment(
         x = turn(x, np.deg2rad(rng.uniform(-cfg.rotation_deg, cfg.rotation_deg, B)), body.up)
     return np.where(conf[..., None] > 0, x, 0).astype(np.float32), conf.astype(np.float32)
 
-# %% ../../nbs/pose/40_dataset.ipynb #7a8ba78e
+# %% ../../nbs/pose/40_dataset.ipynb #23b69b5e
 def hide_joints(
     frames: int,  # T
     joints: int,  # J
@@ -179,8 +184,8 @@ class PoseBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> PoseBatch:
-        "The windows (or whole clips) of one step, altered as the settings say."
-        rng = np.random.default_rng(step_seed(self.train.seed, step, rank))
+        "The windows (or whole clips) of one step, altered as the settings say; of several processes, the share of one."
+        rng = np.random.default_rng(step_seed(self.train.seed, step, 0))
         aug = self.train.augment
         clean = step >= self.steps * (1 - aug.clean_fraction)
         chosen = rng.choice(len(self.clips), self.train.batch_size, p=self.odds)
@@ -189,14 +194,12 @@ class PoseBatches:
         if not clean and self.train.clip_mode != "full":
             x, conf = (np.stack(part) for part in zip(*windows, strict=True))
             windows = list(zip(*augment(x, conf, self.body, aug, rng), strict=True))
-        return self._hide(collate(windows), rng)
-
-    def _hide(self, batch: PoseBatch, rng: np.random.Generator) -> PoseBatch:
-        aug, (B, T, J) = self.train.augment, batch.conf.shape
-        if aug.joint_dropout:
-            spans = [hide_joints(T, J, aug.joint_dropout, aug.joint_dropout_span, rng) for _ in range(B)]
-            batch.shown = batch.conf * torch.from_numpy(~np.stack(spans))
-        return batch
+        share_hidden, longest = aug.joint_dropout, aug.joint_dropout_span
+        hidden = [hide_joints(*c.shape, share_hidden, longest, rng) for _, c in windows if share_hidden]
+        mine = share(
+            len(windows), rank, world_size
+        )  # every process makes the whole batch: what is drawn is the same
+        return collate(windows[mine], hidden[mine])
 
     def _window(self, x: np.ndarray, conf: np.ndarray, rng: np.random.Generator, warp: float) -> tuple:
         T = self.train.window_T

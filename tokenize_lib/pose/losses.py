@@ -9,6 +9,7 @@ __all__ = ['weighted_mean', 'differences', 'bone_lengths', 'reconstruction_terms
 import torch
 from torch import Tensor
 
+from ..core.distributed import mean_over_processes
 from .config import LossConfig
 
 # %% ../../nbs/pose/70_losses.ipynb #4f96954f
@@ -16,10 +17,10 @@ def weighted_mean(
     values: Tensor,  # [B, T, J] or [B, T, J, D]
     weight: Tensor,  # [B, T, J], at least 0
 ) -> Tensor:  # scalar; 0 when nothing has weight
-    "Mean over everything that counts."
+    "Mean over everything that counts; with several processes, this one's part of the mean over all of them."
     if values.dim() > weight.dim():
         values = values.mean(-1)
-    return (values * weight).sum() / weight.sum().clamp(min=1e-9)
+    return mean_over_processes((values * weight).sum(), weight.sum())
 
 
 def differences(

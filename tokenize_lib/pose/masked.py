@@ -23,24 +23,27 @@ from torch import Tensor, nn
 
 from ..core.checkpoint import PretrainedModel, model_info, part_folder
 from ..core.config import load_config
+from ..core.distributed import agreed, mean_over_processes, place_of_rows, share
 from ..core.errors import ConfigError, DataError, FormatError
 from ..core.run import Run, step_seed
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .config import MaskedPredictionConfig, PoseConfig
 from .tokenizer import PoseTokenizer
 from ..quantize.codes import Codes
+from ..quantize.vq import at_least_float32
 
 # %% ../../nbs/pose/82_masked.ipynb #c1b6ef84
 def hidden_spans(
     lengths: Sequence[int],  # [B] valid tokens of each sequence
     share: float,  # of the tokens that is to be hidden
     span: int,  # tokens in a row; all of them, where a sequence is shorter
-    generator: torch.Generator | None = None,  # None: PyTorch's own
+    seeds: Sequence[int] | None = None,  # [B] of each sequence's draws; None: from PyTorch's generator
 ) -> Tensor:  # [B, max(lengths)] bool
-    "Random spans to hide."
-    hidden = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)
-    for row, length in zip(hidden, lengths, strict=True):
-        s = min(span, length)
+    "Random spans to hide; what is hidden in a sequence does not depend on the others."
+    hidden = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
+    seeds = torch.randint(2**62, (len(lengths),)).tolist() if seeds is None else seeds
+    for row, length, seed in zip(hidden, lengths, seeds, strict=True):
+        s, generator = min(span, length), torch.Generator().manual_seed(seed)
         wanted = share * length / s + torch.rand((), generator=generator).item()
         if not (n := min(int(wanted), length // s)):
             continue
@@ -234,7 +237,7 @@ class MaskedPredictor(PretrainedModel, nn.Module):
     ) -> Tensor:  # [N, K]
         "What layer `q` may say, the layers before having said what they did."
         q = earlier.shape[-1]
-        return self.heads[q](h, z, self.vectors(earlier), self.codebook(q) / self._unit()).float()
+        return at_least_float32(self.heads[q](h, z, self.vectors(earlier), self.codebook(q) / self._unit()))
 
 # %% ../../nbs/pose/82_masked.ipynb #d094b3e6
 def masked_terms(
@@ -243,19 +246,20 @@ def masked_terms(
     valid: Tensor | None = None,  # [B, L] bool, padding at the end
 ) -> dict[str, Tensor]:  # mask (nats), mask_accuracy_1, ...; 0 where nothing happened to be hidden
     "Hide tokens at random, and see whether they are found."
-    B, L, Q = codes.shape
+    (B, L, Q), cfg = codes.shape, predictor.cfg
     lengths = [L] * B if valid is None else valid.sum(1).tolist()
-    cfg = predictor.cfg
-    hidden = F.pad(spans := hidden_spans(lengths, cfg.mask_prob, cfg.mask_span_len), (0, L - spans.shape[1]))
-    hidden = hidden.to(codes.device)
+    before, total = place_of_rows(B, codes.device)  # drawn for the batches of all processes, and dealt out
+    seeds = agreed(torch.randint(2**62, (total,), device=codes.device))[before : before + B].tolist()
+    spans = hidden_spans(lengths, cfg.mask_prob, cfg.mask_span_len, seeds)
+    hidden = F.pad(spans, (0, L - spans.shape[1])).to(codes.device)
     h, line = (t[hidden] for t in predictor(codes, hidden, valid))
-    true, loss, right = codes[hidden], h.sum() * 0, {}
-    n = max(1, len(true))
+    true, loss, right, n = codes[hidden], h.sum() * 0, {}, hidden.sum().to(h)
     for q in range(Q):
         logits = predictor.logits(h, line, true[:, :q])
-        loss = loss + F.cross_entropy(logits, true[:, q], reduction="sum") / (n * Q)
-        right[f"mask_accuracy_{q + 1}"] = (logits.detach().argmax(-1) == true[:, q]).sum() / n
-    return {"mask": loss} | right
+        loss = loss + F.cross_entropy(logits, true[:, q], reduction="sum") / Q
+        found = (logits.detach().argmax(-1) == true[:, q]).sum().to(n)
+        right[f"mask_accuracy_{q + 1}"] = mean_over_processes(found, n)
+    return {"mask": mean_over_processes(loss, n)} | right
 
 # %% ../../nbs/pose/82_masked.ipynb #b9d0b72c
 def code_tensors(
@@ -298,12 +302,13 @@ class CodeBatches:
         self.odds = tokens / tokens.sum()
 
     def __call__(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        "[B, L, Q] codes and [B, L] which are valid."
-        rng = np.random.default_rng(step_seed(self.seed, step, rank))
+        "[B, L, Q] codes and [B, L] which are valid; of several processes, the share of one."
+        rng = np.random.default_rng(step_seed(self.seed, step, 0))
         pieces = []
         for i in rng.choice(len(self.codes), self.batch_size, p=self.odds):
             start = rng.integers(0, max(1, len(self.codes[i]) - self.window + 1))
             pieces.append(self.codes[i][start : start + self.window])
+        pieces = pieces[share(len(pieces), rank, world_size)]
         valid = torch.arange(max(map(len, pieces))) < torch.tensor([len(p) for p in pieces])[:, None]
         return nn.utils.rnn.pad_sequence(pieces, batch_first=True), valid
 

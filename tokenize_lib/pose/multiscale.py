@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, FormatError
+from ..core.distributed import mean_over_processes
+from ..core.errors import FormatError
 from .config import PoseConfig
+from .exact import EXACT
 from .layers import hide_padding
-from .model import principal_patches, repeat_last
+from .model import Reach, principal_patches, repeat_last
 from .skeleton import Skeleton
-from .tokenizer import PoseOutput, PoseTokenizer, choose_codes, token_mask
+from .tokenizer import PoseTokenizer
+from .vq import PoseOutput, token_mask
 from ..quantize.codes import Codes, Stream
-from ..quantize.feedback import feedback_targets
+from ..quantize.feedback import code_sequences, feedback_targets
+from ..quantize.grid import Grid, make_grid, snap
 from ..quantize.rvq import ResidualVQ, RVQOutput
 
 # %% ../../nbs/pose/83_multiscale.ipynb #19a5ecec
@@ -68,15 +72,16 @@ class MultiScaleVQ(nn.Module):
         z: Tensor,  # [B, L, dim]
         mask: Tensor | None = None,  # [B, L] bool
         feedback: float = 0.0,  # share of a fine token's error that the next makes up for
+        reset: int | None = None,  # fine tokens after which the error starts from zero; None is never
     ) -> RVQOutput:
         "Quantise, and in training mode learn."
         coarse = self.coarse(self.summary(z.detach(), mask), None if mask is None else mask[:, :: self.ratio])
         sketch = self.sketch(coarse.z_q, z.shape[1], mask)
         valid = torch.ones_like(z[..., 0]) if mask is None else mask.to(z.dtype)
-        miss = ((sketch - z.detach()).square().mean(-1) * valid).sum() / valid.sum().clamp(min=1)
+        miss = mean_over_processes(((sketch - z.detach()).square().mean(-1) * valid).sum(), valid.sum())
         left = z - sketch.detach()
         if feedback:
-            left = left + (feedback_targets(self.fine, left, feedback) - left).detach()
+            left = left + (feedback_targets(self.fine, left, feedback, reset) - left).detach()
         fine = self.fine(left, mask)
         repeated = coarse.codes.repeat_interleave(self.ratio, 1)[:, : z.shape[1]]
         return RVQOutput(
@@ -94,7 +99,8 @@ class MultiScaleVQ(nn.Module):
         num_codebooks: int | None = None,  # use only the first of them
     ) -> Tensor:  # [B, L, dim]
         "The latents the codes stand for."
-        n, slow = num_codebooks or codes.shape[-1], self.coarse.num_codebooks
+        n = codes.shape[-1] if num_codebooks is None else num_codebooks
+        slow = self.coarse.num_codebooks
         coarse = self.coarse.decode(codes[:, :: self.ratio, :slow], min(n, slow))
         sketch = self.sketch(coarse, codes.shape[1])
         return sketch if n <= slow else sketch + self.fine.decode(codes[..., slow:], n - slow)
@@ -162,35 +168,55 @@ class MultiScaleTokenizer(PoseTokenizer):
         quantise: bool = True,  # False: a plain autoencoder
     ) -> PoseOutput:
         "The whole chain, differentiable."
-        z, feedback = self.network.encode(x, conf, mask), self.config.model.quantizer.noise_feedback
-        out = self.quantizer(z, token_mask(mask, self.factor_l, z), feedback) if quantise else None
+        z, q, out = self.network.encode(x, conf, mask), self.config.model.quantizer, None
+        if quantise:
+            out = self.quantizer(z, token_mask(mask, self.factor_l, z), q.noise_feedback, q.feedback_reset)
         return PoseOutput(self.network.decode(out.z_q if out else z, x.shape[1], mask), out)
 
+    @property
+    def coarse_grid(self) -> Grid:
+        "The codebooks on the grid that the coarse codes are searched on."
+        books = self.quantizer.coarse.codebooks
+        return self._derive("coarse_grid", lambda: make_grid([b.cpu().numpy() for b in books]))
+
+    @property
+    def receptive_field(self) -> Reach | None:
+        "Frames that decide a fine token and the coarse one above it; see `PoseTokenizer`."
+        own, wide = super().receptive_field, (2 * self.quantizer.ratio - 1) * self.factor_l
+        return None if own is None else Reach(own.before + wide, own.after + wide)
+
     @torch.no_grad()
-    def choose(self, z: Tensor) -> tuple[Tensor, bool]:
-        "Coarse codes, then fine ones of what is left: [L, Q], and whether every choice was clear."
-        coarse, clear, sketch = self._coarse(z)
-        fine, fine_clear = choose_codes(self, z - sketch, self.fine)
-        repeated = coarse.repeat_interleave(self.quantizer.ratio, 0)[: len(z)]
-        return torch.cat([repeated, fine], -1), clear and fine_clear
+    def choose(
+        self,
+        latents: np.ndarray,  # [L, code_dim] float64, of one clip
+    ) -> np.ndarray:  # [L, Q] int64
+        "Coarse codes, then fine ones of what is left."
+        q, z = self.config.model.quantizer, torch.from_numpy(latents).to(self.network.mean_pose.device)
+        coarse, sketch = self._coarse(z)
+        left, _ = snap((z - sketch).cpu().numpy(), self.grid, EXACT)
+        [(fine, _)] = code_sequences([left], self.grid, q.beam_width, q.noise_feedback, q.feedback_reset)
+        return np.concatenate([coarse.repeat(self.quantizer.ratio, 0)[: len(z)], fine], -1)
 
     def residual(self, z: Tensor) -> Tensor:
-        "What the fine tokens of a clip have to say: [L, code_dim]."
-        return z - self._coarse(z)[2]
+        "What the fine tokens are for: what the sketch leaves over."
+        return (z.double() - self._coarse(z.double())[1]).to(z)
 
-    def _coarse(self, z: Tensor) -> tuple[Tensor, bool, Tensor]:
-        summary = self.quantizer.summary(z[None])[0]
-        codes, clear = choose_codes(
-            self, summary, self.quantizer.coarse, feedback=0.0
-        )  # too far apart to hear each other
-        return codes, clear, self.quantizer.sketch(self.quantizer.coarse.decode(codes)[None], len(z))[0]
+    def _coarse(self, z: Tensor) -> tuple[np.ndarray, Tensor]:
+        "Coarse codes of the latents of one clip, in double precision, and their sketch."
+        two, beam = self.in_double().quantizer, self.config.model.quantizer.beam_width
+        summary, _ = snap(two.summary(z[None])[0].cpu().numpy(), self.coarse_grid, EXACT)
+        [(codes, _)] = code_sequences([summary], self.coarse_grid, beam)  # too far apart for feedback
+        vectors = two.coarse.decode(torch.from_numpy(codes).to(z.device))
+        return codes, two.sketch(vectors[None], len(z))[0]
 
     def encode(
         self, pose: Any, conf: np.ndarray | None = None, fps: float | None = None
     ) -> Codes | list[Codes]:
         "Turn motion into codes, as `PoseTokenizer.encode` does."
         found = super().encode(pose, conf, fps)
-        return split_streams(self, found) if isinstance(found, Codes) else found
+        if isinstance(found, Codes):
+            return split_streams(self, found)
+        return [split_streams(self, c) for c in found]
 
     def decode(
         self,
@@ -198,12 +224,9 @@ class MultiScaleTokenizer(PoseTokenizer):
         num_codebooks: int | None = None,  # use only the first layers; the coarse ones come first
     ) -> np.ndarray | list[np.ndarray]:  # [T, J, D]
         "Turn codes into motion, as `PoseTokenizer.decode` does."
-        return super().decode(join_streams(self, codes) if isinstance(codes, Codes) else codes, num_codebooks)
-
-    def stream(self, *args: Any, **kwargs: Any) -> None:
-        "Not possible: `ConfigError`."
-        raise ConfigError("a tokenizer with two time scales cannot be streamed",
-                          field="model.multi_scale.enabled", found=True, expected="false")  # fmt: skip
+        if isinstance(codes, Codes):
+            return super().decode(join_streams(self, codes), num_codebooks)
+        return super().decode((join_streams(self, c) for c in codes), num_codebooks)
 
 # %% ../../nbs/pose/83_multiscale.ipynb #9977dd3d
 def split_streams(

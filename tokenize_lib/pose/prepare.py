@@ -23,6 +23,7 @@ from ..core.parallel import work_through
 from tokenize_lib.pose.clips import (
     Clip,
     MotionSet,
+    _load_foreign,
     _motion_files,
     _read_splits,
     _skeleton_of,
@@ -77,7 +78,7 @@ class _Source:
     recommended: dict = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
-
+# %% ../../nbs/pose/35_prepare.ipynb #76f79de9
 def _own_id(path: Path) -> str:
     "The id a file gives itself, or its name."
     try:
@@ -103,8 +104,10 @@ def _files(folder: Path, out: Path) -> list[tuple[str, Path]]:
         found.append((name, path))
     return found
 
-
-def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Source:
+# %% ../../nbs/pose/35_prepare.ipynb #6e735faa
+def _open(
+    source: str | os.PathLike | MotionSet, out: Path, skeleton: Any = None, strict: bool = False
+) -> _Source:
     "Find out what a source is; `DataError` when there is nothing to read."
     if not isinstance(source, MotionSet) and os.fspath(source) in list_datasets():
         source = load_motion(source)
@@ -117,6 +120,10 @@ def _open(source: str | os.PathLike | MotionSet, out: Path) -> _Source:
                 found=str(out),
                 fix="Choose another output.",
             )
+        if path.exists() and not (path / "prepared.json").exists():
+            source = _load_foreign(path, skeleton, strict, out) or source
+    if not isinstance(source, MotionSet):
+        path = Path(source)
         if path.is_dir() and not (path / "prepared.json").exists():
             return _Source(path.resolve().name, _files(path, out), path, splits=_read_splits(path))
         if path.is_file():
@@ -232,7 +239,7 @@ def prepare(
     `DataError` when nothing is usable or `out` cannot be written, `ConfigError` for settings that do not fit the data. Single bad
     files are in the report's `failures`."""
     cfg, out = cfg or PoseConfig(), Path(out)
-    found = _open(source, out)
+    found = _open(source, out, cfg.data.skeleton_def, strict)
     first = _typical_clip(found, cfg.data.dims, strict)
     skeleton, remarks = _work_in(found, first, cfg)
     dims = first.pose.shape[-1]
@@ -287,7 +294,7 @@ def _until(problems: Iterable[TokenizeError | None], strict: bool) -> Iterator[T
             raise problem
         yield problem
 
-
+# %% ../../nbs/pose/35_prepare.ipynb #bcfbe51a
 def _splits(
     source: _Source, ids: list[str], out: Path, skeleton: Skeleton, fractions: tuple[float, float], seed: int
 ) -> dict:
@@ -309,9 +316,26 @@ def _group(path: Path) -> str | None:
     found = read_npz(path, optional=["group"]).get("group")
     return None if found is None else str(found.item())
 
-
+# %% ../../nbs/pose/35_prepare.ipynb #08a9b762
 def _measure(path: Path, cfg: PoseConfig, skeleton: Skeleton, dataset_scale: float | None) -> Measured:
     return measure_clip(read_clip(path, skeleton), cfg.data.preprocess, skeleton, dataset_scale)
+
+
+def _statistics(
+    source: _Source, cfg: PoseConfig, skeleton: Skeleton, dims: int, splits: dict, rows: list[Measured]
+) -> dict:
+    "What stats.json says."
+    pre = cfg.data.preprocess
+    about = {"name": source.name, "dims": dims, "skeleton": skeleton.name, "joints": len(skeleton)}
+    stats = about | summarise(rows)
+    scaled = {"mode": pre.scale_mode, "scope": scale_scope(pre, dims)}
+    stats["scale"] |= scaled if pre.scale_norm else {"mode": "none", "scope": "clip"}
+    stats["splits"] = {k: len(v) for k, v in splits.items()}
+    side = {i: k for k, ids in splits.items() for i in ids}
+    sides = {(r.group, side[r.id]) for r in rows if r.group is not None and r.id in side}
+    stats["groups_apart"] = max(Counter(g for g, _ in sides).values(), default=1) == 1
+    stats["failures"] = [{"file": f, "problem": m} for f, m in source.failures]
+    return stats
 
 
 def _write(
@@ -325,29 +349,14 @@ def _write(
     rows: list[Measured],
 ) -> dict:
     "Write the four JSON files; returns the statistics."
-    pre, rates = cfg.data.preprocess, Counter(r.fps for r in rows if r.fps is not None)
-    stats = {
-        "name": source.name,
-        "dims": dims,
-        "skeleton": skeleton.name,
-        "joints": len(skeleton),
-    } | summarise(rows)
-    stats["scale"] |= (
-        {"mode": pre.scale_mode, "scope": scale_scope(pre, dims)}
-        if pre.scale_norm
-        else {"mode": "none", "scope": "clip"}
-    )
-    stats["splits"] = {k: len(v) for k, v in splits.items()}
-    side = {i: k for k, ids in splits.items() for i in ids}
-    sides = {(r.group, side[r.id]) for r in rows if r.group is not None and r.id in side}
-    stats["groups_apart"] = max(Counter(g for g, _ in sides).values(), default=1) == 1
-    stats["failures"] = [{"file": f, "problem": m} for f, m in source.failures]
+    stats = _statistics(source, cfg, skeleton, dims, splits, rows)
+    rates = Counter(r.fps for r in rows if r.fps is not None)
     skeleton.save(out / "skeleton.json")
     write_json(out / "splits.json", splits)
     write_json(out / "stats.json", stats)
     write_json(out / "prepared.json", {
         "format": FORMAT, "version": VERSION, "name": source.name, "dims": dims, "clips": len(rows),
         "fps": cfg.data.fps or (rates.most_common(1)[0][0] if rates else None), "skeleton": "skeleton.json",
-        "dataset_scale": scale, "preprocess": pre.model_dump(), "recommended": source.recommended,
+        "dataset_scale": scale, "preprocess": cfg.data.preprocess.model_dump(), "recommended": source.recommended,
     })  # fmt: skip
     return stats

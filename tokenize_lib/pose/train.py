@@ -20,12 +20,15 @@ from torch import Tensor
 
 from ..core.checkpoint import model_info
 from ..core.config import load_config, merge, read_config
+from ..core.distributed import total_over_processes
 from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .clips import Clip, MotionSet, load_motion
+from .coding import at_model_rate
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
+from .exact import exact_codes
 from .losses import reconstruction_terms, total_loss
 from tokenize_lib.pose.masked import (
     MaskedPredictor,
@@ -40,8 +43,10 @@ from .metrics import Reconstruction, counted_joints
 from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
-from .tokenizer import PoseTokenizer, at_model_rate, exact_codes, new_tokenizer, token_mask
-from ..quantize.feedback import code_with_feedback
+from .tokenizer import PoseTokenizer, new_tokenizer
+from .vq import token_mask
+from ..quantize.feedback import code_sequences
+from ..quantize.grid import snap
 from ..quantize.usage import CodeUsage, collapse_risk
 
 # %% ../../nbs/pose/80_train.ipynb #2103ec13
@@ -183,8 +188,14 @@ class PoseTraining(TrainingModule):
 
     def on_log(self, run: Run, step: int) -> None:
         "Usage since the last time: perplexity, the most used codes, and a warning when a codebook is about to collapse."
-        perplexity = self.usage.perplexity()
-        top = self.usage.top_k(5)
+        counts = [torch.from_numpy(c).to(self.device) for c in self.usage.counts]
+        self.usage.counts = [total_over_processes(c).cpu().numpy() for c in counts]
+        if self.global_rank == 0:
+            self._tell_usage(run, step)
+        self.usage = CodeUsage(self.usage.codebook_sizes)
+
+    def _tell_usage(self, run: Run, step: int) -> None:
+        perplexity, top = self.usage.perplexity(), self.usage.top_k(5)
         run.log(event="usage", step=step, perplexity=perplexity, top_codes=top)
         most = (
             f"layer {q}: " + ", ".join(f"{k} ({share:.1%})" for k, share in t[:3])
@@ -194,7 +205,6 @@ class PoseTraining(TrainingModule):
         for q, (p, k) in enumerate(zip(perplexity, self.usage.codebook_sizes, strict=True), 1):
             if warning := collapse_risk(p, k):
                 run.say(f"WARNING layer {q}: {warning}")
-        self.usage = CodeUsage(self.usage.codebook_sizes)
 
     def validate(self) -> dict[str, float]:
         "Reconstruction, code use and hidden tokens over whole validation clips."
@@ -250,9 +260,11 @@ def settle(
     )
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
-        books = [b.cpu().numpy() for b in tokenizer.fine.codebooks]
-        coded = [code_with_feedback(z, books, q.noise_feedback, q.beam_width) for z in latents]
-        codes, errors = (np.concatenate([c[i] for c in coded]) for i in (0, 2))
+        grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.fine.codebooks]
+        sequences = [snap(z, grid, 0.0)[0] for z in latents]
+        coded = code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset)
+        codes, errors = (np.concatenate(parts) for parts in zip(*coded, strict=True))
+        errors = errors[:, :-1] * grid.step
         idle = np.setdiff1d(np.arange(q.codebook_size), codes[:, layer])
         weight = torch.from_numpy(np.square(errors).sum(1))
         if not (n := min(len(idle), int((weight > 0).sum()))):

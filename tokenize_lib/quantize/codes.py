@@ -6,11 +6,13 @@
 __all__ = ['FORMAT', 'VERSION', 'Stream', 'Codes', 'write_code_indices', 'read_code_indices', 'load_codes', 'Tokenizer']
 
 # %% ../../nbs/quantize/30_codes.ipynb #0ec1a85a
+import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -193,6 +195,22 @@ class Codes(Stream):
         "Write the clip to a file of its own."
         write_code_indices(path, [self])
 
+    def to_bytes(
+        self,
+        model: Any = None,  # `ContextModel` of the tokenizer; None packs log2 K bits a code
+    ) -> bytes:
+        "The clip as few bytes: codes at the price the model asks, everything else as compressed JSON."
+        return _pack(self, model)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,  # of `to_bytes`
+        model: Any = None,  # the `ContextModel` it was written with
+    ) -> "Codes":
+        "The clip again; `FormatError` for bytes that are damaged, foreign, or of another model."
+        return _unpack(data, model)
+
     @classmethod
     def load(
         cls,
@@ -307,26 +325,143 @@ def _read_clip(entry: Any, head: dict[str, Any], path: Any, n: int) -> Codes:
 
 # %% ../../nbs/quantize/30_codes.ipynb #bb00a495
 def load_codes(
-    path: str | os.PathLike,  # a file, or a folder with code_indices.json or *.codes.json
+    path: str | os.PathLike,  # a file, or a folder with code_indices.json, shards.json or *.codes.json
 ) -> list[Codes]:
     "Read clips from a file or folder; `FormatError` if there are none, or if they are of more than one tokenizer."
+    from tokenize_lib.quantize.shards import INDEX, read_shard, read_shards
+
     path = Path(path)
     if not path.is_dir():
-        return read_code_indices(path)
+        return read_shard(path) if path.suffix == ".npz" else read_code_indices(path)
     if (index := path / "code_indices.json").exists():
         return read_code_indices(index)
+    if (path / INDEX).exists():
+        clips = list(read_shards(path))
+        _check_alike(clips, [path] * len(clips), path)
+        return clips
     files = sorted(path.rglob("*.codes.json"))
     if not files:
-        raise FormatError("no codes", file=path, expected="code_indices.json or *.codes.json")
+        raise FormatError("no codes", file=path, expected=f"code_indices.json, {INDEX} or *.codes.json")
     clips = [Codes.load(f) for f in files]
-    _check_unique([c.id for c in clips], FormatError, path)
+    _check_alike(clips, files, path)
+    return clips
+
+
+def _check_alike(clips: Sequence[Codes], files: Sequence[Path], folder: Path) -> None:
+    "Refuse clips of several tokenizers, or of one name."
+    _check_unique([c.id for c in clips], FormatError, folder)
     for file, c in zip(files, clips, strict=True):
         if _header(c) != _header(clips[0]):
             found, first = to_json(_header(c), indent=None), to_json(_header(clips[0]), indent=None)
             raise FormatError(
-                "of another tokenizer than the first file", file=file, found=found, expected=first
+                "of another tokenizer than the first clip", file=file, found=found, expected=first
             )
-    return clips
+
+# %% ../../nbs/quantize/30_codes.ipynb #3781e4e3
+_MAGIC, _MOST_CODES = b"TLC1", 2**26
+
+
+def _fixed_widths(sizes: Sequence[int]) -> list[int]:
+    return [max(1, (k - 1).bit_length()) for k in sizes]
+
+
+def _pack_fixed(ids: np.ndarray, sizes: Sequence[int]) -> bytes:
+    "Each code in as many bits as its layer needs."
+    bits = [(ids[..., q, None] >> np.arange(w)) & 1 for q, w in enumerate(_fixed_widths(sizes))]
+    return np.packbits(np.concatenate(bits, -1).astype(np.uint8)).tobytes()
+
+
+def _unpack_fixed(data: bytes, shape: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
+    widths = _fixed_widths(sizes)
+    wanted = math.prod(shape[:-1]) * sum(widths)
+    if len(data) != -(-wanted // 8):
+        raise FormatError(
+            "wrong length", field="payload", found=len(data), expected=f"{-(-wanted // 8)} bytes"
+        )
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))[:wanted].reshape(*shape[:-1], -1).astype(np.int64)
+    edges = np.cumsum([0, *widths])
+    layers = [bits[..., a:b] @ (1 << np.arange(b - a)) for a, b in pairwise(edges)]
+    return np.stack(layers, -1)
+
+# %% ../../nbs/quantize/30_codes.ipynb #73c00d31
+def _pack(clip: Codes, model: Any) -> bytes:
+    from tokenize_lib.quantize.context import compress
+
+    if model is not None and model.tokenizer["hash"] != clip.tokenizer["hash"]:
+        found, expected = (t["hash"][:12] for t in (clip.tokenizer, model.tokenizer))
+        raise DataError(
+            "codes of another tokenizer than the model's", field="tokenizer", found=found, expected=expected
+        )
+    main = _pack_fixed(clip.ids, clip.codebook_sizes) if model is None else compress(model, clip.ids)
+    more = [_pack_fixed(s.ids, s.codebook_sizes) for s in clip.streams.values()]
+    head = (
+        _header(clip)
+        | _entry(clip)
+        | {"codes": list(clip.ids.shape), "model": model and model.content_hash()}
+    )
+    head["payloads"] = [len(main), *map(len, more)]
+    for name, stream in head.get("streams", {}).items():
+        stream["codes"] = list(clip.streams[name].ids.shape)
+    text = zlib.compress(to_json(head, indent=None).encode(), 9)
+    body = len(text).to_bytes(4, "big") + text + main + b"".join(more)
+    return _MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def _unpack(data: bytes, model: Any) -> Codes:
+    head, payloads = _read_head(data)
+    if (written := head.pop("model")) is not None:
+        _check_model(written, model)
+    entries = [head, *head.get("streams", {}).values()]
+    for n, (entry, payload) in enumerate(zip(entries, payloads, strict=True)):
+        shape, sizes = entry["codes"], entry["codebook_sizes"]
+        if written is not None and n == 0:
+            from tokenize_lib.quantize.context import decompress
+
+            entry["codes"] = decompress(model, payload, shape).tolist()
+        else:
+            entry["codes"] = _unpack_fixed(payload, shape, sizes).tolist()
+    shared = {k: head.pop(k) for k in ("tokenizer", "factor_l", "codebook_sizes")}
+    return _read_clip(head, shared, "bytes", 0)
+
+
+def _check_model(written: str, model: Any) -> None:
+    if model is None:
+        fix = "Give the context model that is stored with the tokenizer."
+        raise FormatError("written with a context model", field="model", expected=written[:12], fix=fix)
+    if (ours := model.content_hash()) != written:
+        raise FormatError(
+            "written with another context model", field="model", found=ours[:12], expected=written[:12]
+        )
+
+# %% ../../nbs/quantize/30_codes.ipynb #97c2d13d
+def _read_head(data: bytes) -> tuple[dict, list[bytes]]:
+    "Header and payloads of a binary clip, checked."
+    if data[:4] != _MAGIC:
+        raise FormatError(
+            "not a binary clip", field="magic", found=repr(bytes(data[:4])), expected=repr(_MAGIC)
+        )
+    body = data[8:]
+    if len(body) < 4 or zlib.crc32(body).to_bytes(4, "big") != data[4:8]:
+        fix = "The bytes were cut off or altered: take them from the source again."
+        raise FormatError("damaged", field="checksum", found=f"{len(data)} bytes that do not match", fix=fix)
+    size = int.from_bytes(body[:4], "big")
+    unpacker = zlib.decompressobj()
+    try:
+        head = json.loads(unpacker.decompress(body[4 : 4 + size], 2**26))
+        shapes = [e["codes"] for e in (head, *head.get("streams", {}).values())]
+        lengths = [int(n) for n in head.pop("payloads")]
+        codes = sum(math.prod(int(n) for n in shape) for shape in shapes)
+        if not head.keys() >= {"model", "tokenizer", "factor_l", "codebook_sizes"} or len(shapes) != len(
+            lengths
+        ):
+            raise ValueError("fields are missing")
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise FormatError(f"unreadable ({e})", field="header") from e
+    rest, edges = body[4 + size :], np.cumsum([0, *lengths]).tolist()
+    if min(lengths) < 0 or edges[-1] != len(rest) or not 0 < codes <= _MOST_CODES:
+        raise FormatError("contradicts itself", field="header", found=f"{codes} codes, {edges[-1]} bytes",
+                          expected=f"at most {_MOST_CODES} codes, {len(rest)} bytes")  # fmt: skip
+    return head, [rest[a:b] for a, b in pairwise(edges)]
 
 # %% ../../nbs/quantize/30_codes.ipynb #084b33f9
 @runtime_checkable
