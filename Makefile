@@ -1,12 +1,13 @@
 # make demo    the whole job on motion data      make test    what must hold
-# make docs    the site, in _docs                make bench   speed against named baselines
+# make docs    the site, in _docs                make bench   speed and quality beside others
 # make lab     JupyterLab on the notebooks       make sync    bring modules and README up to the notebooks
 # make clean   remove what can be made again
 #
 # Every target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
 
 PY   ?= python3
-DATA ?=
+DATA  ?=
+MODEL ?=
 BIN  := .venv/bin
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -23,7 +24,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt tools/fix_torchau
 	@test -x $(BIN)/python || $(PY) -m venv .venv || { rm -rf .venv; \
 	  echo "Cannot make a virtual environment: on Debian or Ubuntu, install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,files,export]'
 	$(BIN)/python tools/fix_torchaudio.py
 	@touch $@
 
@@ -44,6 +45,9 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/pytest -q -o addopts= tests/benchmarks --benchmark-only
+	$(BIN)/papermill nbs/experiments/pose_benchmark.ipynb papermill_runs/pose_benchmark.ipynb --no-progress-bar \
+	  -p onnx True -p seconds 1 $(if $(MODEL),-r model "$(MODEL)") $(if $(DATA),-r dataset "$(DATA)")
+	@echo "The figures are in papermill_runs/pose_benchmark.ipynb"
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs

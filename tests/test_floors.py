@@ -32,10 +32,9 @@ def imported(module: str, at_import_time: bool) -> set[str]:
 
     def statements(node):
         for child in ast.iter_child_nodes(node):
-            later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
-                isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            )
-            if not (at_import_time and later):
+            if not (
+                at_import_time and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            ):
                 yield child
                 yield from statements(child)
 

@@ -9,7 +9,7 @@ from tokenize_lib.core.errors import ConfigError, FormatError
 from tokenize_lib.pose.clips import Clip
 from tokenize_lib.pose.context import train_context
 from tokenize_lib.pose.evaluate import evaluate_tokenizer
-from tokenize_lib.pose.exact import choose_codes, clip_latents, clip_motion, exact_codes
+from tokenize_lib.pose.exact import clip_codes, clip_motion, exact_codes
 from tokenize_lib.pose.multiscale import MultiScaleTokenizer, join_streams
 from tokenize_lib.pose.onnx import export_onnx
 from tokenize_lib.pose.synthetic import synthetic_motion
@@ -114,7 +114,7 @@ def test_pieces_and_company_change_nothing(tokenizer, motion):
         np.testing.assert_allclose(pose, tokenizer.decode(codes), atol=1e-3)
     seen = tokenizer.eval().preprocess(clips[2])
     with torch.no_grad():
-        [whole], [pieces] = (choose_codes(tokenizer, clip_latents(tokenizer, [seen], n)) for n in (4096, 8))
+        [whole], [pieces] = (clip_codes(tokenizer, [seen], n) for n in (4096, 8))
         np.testing.assert_array_equal(pieces, whole)
         [x], [y] = (clip_motion(tokenizer, [whole], [190], at_once=n) for n in (4096, 8))
     np.testing.assert_allclose(x, y, atol=1e-4)

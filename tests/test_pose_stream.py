@@ -14,7 +14,7 @@ from tokenize_lib.core.config import load_config
 from tokenize_lib.core.errors import ConfigError, DataError
 from tokenize_lib.pose.clips import Clip
 from tokenize_lib.pose.config import PoseConfig
-from tokenize_lib.pose.exact import choose_codes, clip_latents, exact_codes, pad_clips
+from tokenize_lib.pose.exact import clip_codes, exact_codes, pad_clips
 from tokenize_lib.pose.skeleton import skeleton_from_parents
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import train_tokenizer
@@ -171,7 +171,7 @@ def test_random_clips_streamed_chunked_and_padded(seed):
         assert replace(stream.codes(), id=clip.id) == codes
         seen = tokenizer.preprocess(clip)
         with evaluating(tokenizer):
-            [chunked] = choose_codes(tokenizer, clip_latents(tokenizer, [seen], int(rng.integers(8, 100))))
+            [chunked] = clip_codes(tokenizer, [seen], int(rng.integers(8, 100)))
             others = [tokenizer.preprocess(c) for c in clips[:2]]
             batch = pad_clips([(s.x, s.conf) for s in (seen, *others)], tokenizer.network.mean_pose)
             padded = exact_codes(tokenizer, *batch)[0].numpy()

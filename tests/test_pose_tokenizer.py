@@ -19,7 +19,7 @@ from tokenize_lib.core.errors import ConfigError, DataError, FormatError
 from tokenize_lib.pose.clips import Clip, MotionSet
 from tokenize_lib.pose.config import PoseConfig
 from tokenize_lib.pose.dataset import PoseBatches
-from tokenize_lib.pose.exact import choose_codes, exact_codes, exact_latents
+from tokenize_lib.pose.exact import choose_codes, clip_latents, exact_codes, settle_latents
 from tokenize_lib.pose.skeleton import load_skeleton, skeleton_from_parents
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, start_codebooks
@@ -187,12 +187,12 @@ def test_what_a_beam_drops_by_a_hair_is_not_left_to_chance(beam, feedback):
                 break
             z = z + across * (((kept + dropped) / 2 - z) @ across) / (across @ across)
         near = z * (1 + tokenizer.noise / 3 * rng.uniform(-1, 1, (6, len(z))))
-        whole, unsure = snap(near, grid, tokenizer.noise)
-        if unsure.any():
+        whole, other = snap(near, grid, tokenizer.noise)
+        if (whole != other).any():
             continue  # these would be computed again
         sure += 1
         assert (whole == whole[0]).all()
-        together = np.concatenate([whole, snap(latents[:50], grid, 0.0)[0]])
+        together = np.concatenate([whole, snap(latents[:50], grid)[0]])
         found = [choose_codes(tokenizer, [w[None]])[0] for w in (*whole, *together[:1])]
         found += [choose_codes(tokenizer, [together[i : i + 1] for i in range(len(together))])[0]]
         assert all(np.array_equal(f, found[0]) for f in found)
@@ -214,16 +214,13 @@ def test_latents_in_doubt_are_those_of_double_precision(tokenizers):
                     ((z / width).floor() + 0.5).mul(width).sub(z).float()
                 )
                 z = tokenizer.in_double().network.encode(x.double(), conf.double())[0]
-                expected, _ = snap(z.numpy(), tokenizer.grid, 0.0)
-                batch = batch_of([(x[0], conf[0]), *rest], token)
-                for found in (
-                    exact_latents(tokenizer, x, conf),
-                    exact_latents(tokenizer, *batch)[:, : len(z)],
-                ):
-                    np.testing.assert_array_equal(found[0], expected)
-                    assert snap(
-                        tokenizer.network.encode(x, conf)[0].numpy(), tokenizer.grid, tokenizer.noise
-                    )[1].any()
+                expected, _ = snap(z.numpy(), tokenizer.grid)
+                frames = [tuple(a.numpy() for a in c) for c in ((x[0], conf[0]), *rest)]
+                for clips in (frames[:1], frames):
+                    latents = clip_latents(tokenizer, clips)[0]
+                    assert latents.doubts()[token]
+                    found = settle_latents(tokenizer, latents, frames[0], slice(0, len(z)))
+                    np.testing.assert_array_equal(found, expected)
 
 
 def test_several_clips_are_encoded_one_for_one(seed_like):

@@ -156,6 +156,11 @@ class QuantizerConfig(Config):
     feedback_reset: int | None = Field(
         32, ge=0, description="tokens after which the error starts from zero; null or 0: never"
     )
+    refine_rounds: int = Field(
+        0,
+        ge=0,
+        description="times that latents are corrected by what is missing when they are decoded and encoded again",
+    )
     settle_rounds: int = Field(
         0,
         ge=0,

@@ -19,7 +19,7 @@ from ..core.parallel import work_through
 from ..core.run import Run, seed_everything
 from .clips import MotionSet, load_motion
 from .dataset import PoseBatches
-from .exact import choose_codes, clip_latents, clip_motion, exact_codes
+from .exact import clip_codes, clip_motion, exact_codes
 from .metrics import Reconstruction
 from .preprocess import Processed
 from .tokenizer import PoseTokenizer, require_one_scale
@@ -101,7 +101,7 @@ def code_sequences_of(
 ) -> list[np.ndarray]:  # [L, n] of the body, or of each joint
     "The codes of a clip as sequences."
     with evaluating(tokenizer):
-        codes = choose_codes(tokenizer, clip_latents(tokenizer, [clip]), num_codebooks)[0]
+        codes = clip_codes(tokenizer, [clip], num_codebooks=num_codebooks)[0]
     return [codes] if codes.ndim == 2 else list(codes.swapaxes(0, 1))
 
 
@@ -146,7 +146,7 @@ def coded_curve(
         found, size, tokens = Reconstruction(tokenizer.skeleton, tokenizer.config.data.preprocess), 0, 0
         for i, clip in enumerate(clips):
             with evaluating(tokenizer):
-                codes = choose_codes(tokenizer, clip_latents(tokenizer, [clip]), n)[0]
+                codes = clip_codes(tokenizer, [clip], num_codebooks=n)[0]
                 data = compress(context, codes)
                 size, tokens = size + 8 * len(data), tokens + codes.size // n
                 x_hat = clip_motion(tokenizer, [decompress(context, data, codes.shape)], [len(clip.x)])[0]

@@ -18,6 +18,7 @@ from ..core.errors import DataError
 from ..core.report import Section, write_report
 from ..core.run import Run, step_seed
 from .clips import Clip, MotionSet, load_motion
+from .coding import pin_root
 from .dataset import hide_joints
 from tokenize_lib.pose.metrics import (
     Reconstruction,
@@ -105,6 +106,7 @@ def reencode_agreement(
     for clip in clips:
         (seen,) = processed(tokenizer, [clip])
         x_hat, codes = reconstruct(tokenizer, seen)
+        x_hat = pin_root(x_hat, tokenizer.skeleton, tokenizer.config.data.preprocess)
         pose = invert(x_hat, {"scale": seen.scale, "root": seen.root})
         decoded = Clip(pose, None, tokenizer.fps, clip.id, skeleton=tokenizer.skeleton)
         _, again = reconstruct(tokenizer, processed(tokenizer, [decoded])[0])
@@ -112,7 +114,7 @@ def reencode_agreement(
         same, tokens = same + kept.sum(0), tokens + len(kept)
     return (same / max(tokens, 1)).tolist()
 
-# %% ../../nbs/pose/85_evaluate.ipynb #15c9a6f5
+# %% ../../nbs/pose/85_evaluate.ipynb #9fecd588
 def measure_hidden(
     tokenizer: PoseTokenizer,  # in evaluation mode
     clips: Sequence[Processed],

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['frame_levels', 'mask_levels', 'stgcn_blocks', 'latent_blocks', 'PoseEncoder', 'PoseDecoder', 'principal_patches',
-           'LinearPath', 'repeat_last', 'PoseAutoencoder', 'start_quietly', 'Reach', 'encoder_reach', 'decoder_reach']
+           'LinearPath', 'repeat_last', 'PoseAutoencoder', 'start_quietly', 'Reach', 'encoder_reach', 'decoder_reach',
+           'latents_reach']
 
 # %% ../../nbs/pose/60_model.ipynb #d2141238
 import math
@@ -294,7 +295,7 @@ class PoseAutoencoder(nn.Module):
         use_confidence: bool = False,  # confidence is an input channel
     ):
         super().__init__()
-        self.use_confidence = use_confidence
+        self.use_confidence, self.refine_rounds = use_confidence, cfg.quantizer.refine_rounds
         self.encoder = PoseEncoder(cfg, skeleton, dims + use_confidence)
         self.decoder = PoseDecoder(cfg, skeleton, dims)
         joints, factor = len(skeleton), cfg.downsample.factor_l
@@ -339,6 +340,20 @@ class PoseAutoencoder(nn.Module):
             seen = torch.ones_like(x[..., 0]) if conf is None else conf
             h = torch.cat([h, seen[..., None] - 1], -1)  # certain is zero, like padding
         return self.encoder(h, mask) + linear
+
+    def latents(
+        self,
+        x: Tensor,  # [B, T, J, D] normalised positions
+        conf: Tensor | None = None,  # [B, T, J] confidence, 0 where missing
+        mask: Tensor | None = None,  # [B, T] bool
+        wide: bool = False,  # as in `encode`
+    ) -> Tensor:  # [B, L, code_dim], or [B, L, J, code_dim]
+        "What the quantiser is given when codes are wanted: latents that come back when they are decoded and encoded again."
+        z = first = self.encode(x, conf, mask, wide)
+        for _ in range(self.refine_rounds):
+            back = self.decode(z.to(x.dtype), x.shape[1], mask)
+            z = z + first - self.encode(back, conf, mask, wide)
+        return z
 
     def decode(
         self,
@@ -397,3 +412,18 @@ def decoder_reach(
             before, after = -(-before // 2), -(-after // 2)
         before, after = before + layer.reach[0], after + layer.reach[1]
     return Reach(before, after)
+
+# %% ../../nbs/pose/60_model.ipynb #r78eb840
+def latents_reach(
+    network: PoseAutoencoder,
+) -> Reach:  # in frames, before and after a token's first frame
+    "The frames that `latents` looks at for a token."
+    encoder, decoder, l = (
+        encoder_reach(network.encoder),
+        decoder_reach(network.decoder),
+        network.encoder.stride,
+    )
+    rounds = network.refine_rounds
+    before = l * (-(-encoder.before // l) + decoder.before)
+    after = l * (encoder.after // l + decoder.after)
+    return Reach(encoder.before + rounds * before, encoder.after + rounds * after)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.distributed import mean_over_processes
 from ..core.errors import FormatError
 from .config import PoseConfig
-from .exact import EXACT
+from .exact import FRAMES_AT_ONCE, Frames, cut_frames, pad_clips
 from .layers import hide_padding
 from .model import Reach, principal_patches, repeat_last
 from .skeleton import Skeleton
@@ -186,14 +186,20 @@ class MultiScaleTokenizer(PoseTokenizer):
         return None if own is None else Reach(own.before + wide, own.after + wide)
 
     @torch.no_grad()
-    def choose(
+    def code_alone(
         self,
-        latents: np.ndarray,  # [L, code_dim] float64, of one clip
+        frames: Frames,  # of one clip
+        at_once: int = FRAMES_AT_ONCE,  # frames that go through the network together
     ) -> np.ndarray:  # [L, Q] int64
-        "Coarse codes, then fine ones of what is left."
-        q, z = self.config.model.quantizer, torch.from_numpy(latents).to(self.network.mean_pose.device)
+        "Codes of a clip, in double precision: the coarse ones, then the fine ones of what is left."
+        q, network, found = self.config.model.quantizer, self.in_double().network, []
+        for p in cut_frames([len(frames[0])], self, at_once):
+            start = p.outer.start // self.factor_l
+            piece = network.latents(*pad_clips([tuple(a[p.outer] for a in frames)], network.mean_pose))[0]
+            found.append(piece[p.inner.start - start : p.inner.stop - start])
+        z = torch.cat(found)
         coarse, sketch = self._coarse(z)
-        left, _ = snap((z - sketch).cpu().numpy(), self.grid, EXACT)
+        left, _ = snap((z - sketch).cpu().numpy(), self.grid)
         [(fine, _)] = code_sequences([left], self.grid, q.beam_width, q.noise_feedback, q.feedback_reset)
         return np.concatenate([coarse.repeat(self.quantizer.ratio, 0)[: len(z)], fine], -1)
 
@@ -204,7 +210,7 @@ class MultiScaleTokenizer(PoseTokenizer):
     def _coarse(self, z: Tensor) -> tuple[np.ndarray, Tensor]:
         "Coarse codes of the latents of one clip, in double precision, and their sketch."
         two, beam = self.in_double().quantizer, self.config.model.quantizer.beam_width
-        summary, _ = snap(two.summary(z[None])[0].cpu().numpy(), self.coarse_grid, EXACT)
+        summary, _ = snap(two.summary(z[None])[0].cpu().numpy(), self.coarse_grid)
         [(codes, _)] = code_sequences([summary], self.coarse_grid, beam)  # too far apart for feedback
         vectors = two.coarse.decode(torch.from_numpy(codes).to(z.device))
         return codes, two.sketch(vectors[None], len(z))[0]

@@ -65,7 +65,7 @@ class EncoderNetwork(nn.Module):
         T, l = x.shape[1], self.factor_l
         whole = torch.arange((T + l - 1) // l * l)
         at, mask = whole.clamp(max=T - 1), whole < frames[:, None]
-        scaled = self.network.encode(x[:, at], conf[:, at] * mask[..., None], mask) * self.scale
+        scaled = self.network.latents(x[:, at], conf[:, at] * mask[..., None], mask) * self.scale
         doubt = NOISE * (scaled.abs() + scaled.square().mean(-1, keepdim=True).sqrt())
         unsure = (scaled - scaled.round()).abs() > 0.5 - doubt
         kept = (whole[::l] // l % self.reset if self.reset else whole[::l]) != 0
@@ -141,7 +141,7 @@ class ExactLatents(nn.Module):
         mask = at < frames[row, None]
         at = at.clamp(max=x.shape[1] - 1) + (row * x.shape[1])[:, None]
         x, conf = x.flatten(0, 1)[at].double(), conf.flatten(0, 1)[at].double()
-        z = self.encoder.encode(x, conf * mask[..., None], mask)
+        z = self.encoder.latents(x, conf * mask[..., None], mask)
         place = (token - first).view(-1, *[1] * (z.dim() - 1)).expand(-1, 1, *z.shape[2:])
         return (z.gather(1, place)[:, 0] * self.scale).round().float()
 
@@ -153,7 +153,6 @@ class TokenSearch(nn.Module):
         super().__init__()
         q, grid = tokenizer.config.model.quantizer, tokenizer.grid
         self.feedback, self.beam, self.coarse = q.noise_feedback, q.beam_width, grid.coarse
-        self.single = grid.high.dtype == np.float32
         self.low, self.high = (_fixed(x[:-1]) for x in (grid.low, grid.high))
         self.search = nn.ParameterList(_fixed(b.search[:-1].numpy()) for b in grid.books)
         self.lengths = nn.ParameterList(_fixed(b.search[-1].numpy()) for b in grid.books)
@@ -161,25 +160,22 @@ class TokenSearch(nn.Module):
 
     def forward(
         self,
-        error: Tensor,  # [..., code_dim] float64 whole numbers, of the token before
+        error: Tensor,  # [..., code_dim] whole numbers in the type of the grid, of the token before
         latent: Tensor,  # [..., code_dim] whole numbers
         kept: Tensor,  # [] 0 where the error starts anew, else 1
     ) -> tuple[Tensor, Tensor]:  # [..., code_dim] error of this token, [..., Q] codes
         "The sum of one code from each layer that comes nearest, as far as the beam sees."
-        target = torch.clamp(self.coarse * latent.double(), self.low, self.high)
+        target = torch.clamp(self.coarse * latent.to(self.low), self.low, self.high)
         if self.feedback:
-            error = error * kept
-            made_up = self.feedback * (error.float() if self.single else error)
-            target = torch.clamp(target + made_up.round().double(), self.low, self.high)
+            made_up = (self.feedback * (error * kept)).round()
+            target = torch.clamp(target + made_up, self.low, self.high)
         left, codes = target.flatten(0, -2)[:, None], None
-        cost = torch.zeros_like(left[..., 0])
+        cost = torch.zeros_like(left[..., 0]).double()
         for q, (search, length, vectors) in enumerate(
             zip(self.search, self.lengths, self.vectors, strict=True)
         ):
-            K = len(length)
-            total = left @ search + length + cost[..., None]  # [N, b, K]
-            best, cost = _best(total, 1 if q == len(self.lengths) - 1 else self.beam)
-            parent, code = torch.div(best, K, rounding_mode="trunc"), best % K
+            own, last = left @ search + length, q == len(self.search) - 1
+            parent, code, cost = _finish(own, cost) if last else _extend(own, cost, self.beam)
             left = _rows(left, parent) - vectors[code]
             codes = (
                 code[..., None] if codes is None else torch.cat([_rows(codes, parent), code[..., None]], -1)
@@ -188,25 +184,33 @@ class TokenSearch(nn.Module):
 
 
 def _fixed(x: np.ndarray) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(x).double(), requires_grad=False)
+    return nn.Parameter(torch.from_numpy(x.copy()), requires_grad=False)
 
 
-def _best(total: Tensor, beam: int) -> tuple[Tensor, Tensor]:
-    "Positions and costs of the smallest of [N, b, K]; of equals those that `grid.extend` prefers."
-    (_, b, K), flat = total.shape, total.flatten(1)
-    if beam == 1:
-        best = flat.argmin(1, keepdim=True)
-    elif b == 1:
-        best = _smallest(flat, torch.arange(K), K, beam)
+def _extend(own: Tensor, cost: Tensor, beam: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Parent, code and cost of the best sums, [N, beam] each, from what each code costs by itself, [N, b, K]."
+    _, b, K = own.shape
+    if b == 1:
+        at = _smallest(own[:, 0].double() + cost, torch.arange(K), K, beam)
     else:
         groups = K // LANES
-        group = _smallest(
-            total.unflatten(2, (LANES, groups)).amin(2).flatten(1), torch.arange(b * groups), b * groups, beam
-        )
-        parent = torch.div(group, groups, rounding_mode="trunc")
-        at = ((group + parent * (K - groups))[..., None] + torch.arange(0, K, groups)).flatten(1)
-        best = at.gather(1, _smallest(flat.gather(1, at), at, b * K, beam))
-    return best, flat.gather(1, best)
+        least = own.unflatten(2, (LANES, groups)).amin(2).double() + cost[..., None]
+        group = _smallest(least.flatten(1), torch.arange(b * groups), b * groups, beam)
+        inside = group + torch.div(group, groups, rounding_mode="trunc") * (K - groups)
+        at = (inside[..., None] + torch.arange(0, K, groups)).flatten(1)
+        at = at.gather(1, _smallest(_cost(own, cost, at), at, b * K, beam))
+    return torch.div(at, K, rounding_mode="trunc"), at % K, _cost(own, cost, at)
+
+
+def _cost(own: Tensor, cost: Tensor, at: Tensor) -> Tensor:
+    "What sums cost, by their positions: parent * K + code."
+    parent = torch.div(at, own.shape[2], rounding_mode="trunc")
+    return own.flatten(1).gather(1, at).double() + cost.gather(1, parent)
+
+
+def _finish(own: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    parent = (own.amin(2).double() + cost).argmin(1, keepdim=True)
+    return parent, _rows(own, parent).argmin(2), cost
 
 
 def _smallest(cost: Tensor, at: Tensor, positions: int, n: int) -> Tensor:
@@ -300,7 +304,9 @@ def build_encoder(
         [value("same", TensorProto.FLOAT, [None] * axes)],
     )
     swap = [1, 0, *range(2, axes)]
-    zero = numpy_helper.from_array(np.zeros(1))
+    zero = numpy_helper.from_array(
+        np.zeros(1, helper.tensor_dtype_to_np_dtype(body.input[0].type.tensor_type.elem_type))
+    )
     graph.node.extend([
         node("NonZero", ["unsure"], ["places"]),
         node("Transpose", ["places"], ["tokens"], perm=[1, 0]),
@@ -348,7 +354,7 @@ def build_graphs(
     tokens = {"tokens": torch.tensor([[0, 1], [1, 0], [0, 3]])}
     exact = to_graph(ExactLatents(tokenizer), batch | tokens, ["found"], sizes | {"tokens": {0: "N"}})
     token = {
-        "error": torch.randn(3, *inner, dim).double(),
+        "error": torch.randn(3, *inner, dim).to(torch.from_numpy(tokenizer.grid.high)),
         "latent": torch.randn(3, *inner, dim),
         "kept": torch.ones(()),
     }

@@ -11,8 +11,9 @@ import torch
 
 from ..core.errors import ConfigError, DataError
 from .clips import Clip, check_clip
+from .coding import pin_root
 from .config import PreprocessConfig
-from .exact import FRAMES_AT_ONCE, exact_latents
+from .exact import FRAMES_AT_ONCE, clip_latents, settle_latents
 from tokenize_lib.pose.preprocess import (
     Processed,
     fill_missing,
@@ -230,13 +231,10 @@ class EncodeStream:
         here = slice(
             self.tokens - self.first // self.tokenizer.factor_l, last - self.first // self.tokenizer.factor_l
         )
-        wanted = torch.zeros(1, -(-len(self.x) // self.tokenizer.factor_l), dtype=torch.bool)
-        wanted[:, here] = True
-        with evaluating(self.tokenizer):
-            x, conf = (
-                torch.from_numpy(a)[None].to(self.tokenizer.network.mean_pose) for a in (self.x, self.conf)
-            )
-            return exact_latents(self.tokenizer, x, conf, wanted=wanted)[0, here]
+        frames, t = (self.x, self.conf), self.tokenizer
+        with evaluating(t):
+            [latents] = clip_latents(t, [frames], len(self.x))
+            return settle_latents(t, latents, frames, here)
 
     def _code(self, z: np.ndarray) -> np.ndarray:
         "Go on with the noise feedback where it stopped, up to each reset."
@@ -326,4 +324,5 @@ class DecodeStream:
         x, self.done = x[self.done - start : stop - start], stop
         drop = max(0, -(-stop // factor) - model.decoder_reach.before - self.first)
         self.ids, self.first = self.ids[drop:].copy(), self.first + drop
+        x = pin_root(x, model.skeleton, model.config.data.preprocess)
         return invert(x, {"scale": self.scale, "root": None})

@@ -8,7 +8,7 @@ __all__ = ['PART', 'TokenizerModel', 'PoseTokenizer', 'new_tokenizer', 'require_
 
 # %% ../../nbs/pose/65_tokenizer.ipynb #3467e52e
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,15 +18,12 @@ from ..core.errors import ConfigError, DataError
 from .clips import Clip
 from .coding import check_codes, codes_of, prepare_clip, restore
 from .config import PoseConfig
-from .exact import choose_codes, clip_latents, clip_motion
+from .exact import clip_codes, clip_motion
 from .model import Reach
 from .preprocess import Processed, preprocess_clip, preprocess_reach
 from .skeleton import Skeleton, load_skeleton
 from .vq import DerivedVQ, evaluating
 from ..quantize.codes import Codes
-
-if TYPE_CHECKING:
-    from tokenize_lib.pose.stream import DecodeStream, EncodeStream
 
 # %% ../../nbs/pose/65_tokenizer.ipynb #1beb7b96
 class TokenizerModel(PretrainedModel, DerivedVQ):
@@ -134,7 +131,7 @@ class PoseTokenizer(TokenizerModel):
         scale: float
         | None = None,  # size of the body in the data's unit, where the settings measure it over the whole clip
         keep: bool = False,  # remember codes and side information, for `codes`
-    ) -> "EncodeStream":
+    ) -> Any:  # an EncodeStream
         "Encode motion that is still going on: `push` frames, get the codes that are final. `ConfigError` for what needs the whole clip."
         from tokenize_lib.pose.stream import EncodeStream
 
@@ -146,7 +143,7 @@ class PoseTokenizer(TokenizerModel):
         num_codebooks: int | None = None,  # use only the first layers
         *,
         scale: float | None = None,  # size of the body in the data's unit; None is the data set's, or 1
-    ) -> "DecodeStream":
+    ) -> Any:  # a DecodeStream
         "Decode codes as they come: `push` codes, get the frames that are final."
         from tokenize_lib.pose.stream import DecodeStream
 
@@ -204,7 +201,7 @@ def encode_clips(
     "Codes of each clip, with what it takes to return to its coordinates."
     prepared = [prepare_clip(tokenizer, clip) for clip in clips]
     with evaluating(tokenizer):
-        ids = choose_codes(tokenizer, clip_latents(tokenizer, [p.seen for p in prepared]))
+        ids = clip_codes(tokenizer, [p.seen for p in prepared])
     return [codes_of(tokenizer, p, codes) for codes, p in zip(ids, prepared, strict=True)]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resolve_config', 'split_clips', 'build_tokenizer', 'processed', 'start_codebooks', 'reconstruct', 'PoseTraining',
-           'clip_codes', 'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'prepare_training', 'finished',
+           'coded_clips', 'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'prepare_training', 'finished',
            'best_predictor', 'summarise']
 
 # %% ../../nbs/pose/80_train.ipynb #03ee14c0
@@ -28,7 +28,7 @@ from .clips import Clip, MotionSet, load_motion
 from .coding import at_model_rate
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
-from .exact import exact_codes
+from .exact import clip_codes, exact_codes
 from .losses import reconstruction_terms, total_loss
 from tokenize_lib.pose.masked import (
     MaskedPredictor,
@@ -44,7 +44,7 @@ from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
 from .tokenizer import PoseTokenizer, new_tokenizer
-from .vq import token_mask
+from .vq import evaluating, token_mask
 from ..quantize.feedback import code_sequences
 from ..quantize.grid import snap
 from ..quantize.usage import CodeUsage, collapse_risk
@@ -211,7 +211,7 @@ class PoseTraining(TrainingModule):
         found = measure(self.model, self.val)
         if self.predictor is not None:
             self.predictor.follow(self.model)
-            found |= flat_accuracy(masked_accuracy(self.predictor, clip_codes(self.model, self.val)))
+            found |= flat_accuracy(masked_accuracy(self.predictor, coded_clips(self.model, self.val)))
         return found
 
     def save_best(self, folder: Path) -> None:
@@ -221,12 +221,13 @@ class PoseTraining(TrainingModule):
             save_predictor(self.predictor, folder)
 
 
-def clip_codes(
-    tokenizer: PoseTokenizer,  # in evaluation mode
-    clips: Iterable[Processed],
+def coded_clips(
+    tokenizer: PoseTokenizer,
+    clips: Sequence[Processed],
 ) -> list[Tensor]:  # [L, Q] each
-    "Codes of whole clips."
-    return [torch.from_numpy(reconstruct(tokenizer, clip)[1]) for clip in clips]
+    "Codes of whole clips, as a predictor reads them."
+    with evaluating(tokenizer):
+        return [torch.from_numpy(c) for c in clip_codes(tokenizer, clips)]
 
 
 def measure(
@@ -261,7 +262,7 @@ def settle(
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
         grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.fine.codebooks]
-        sequences = [snap(z, grid, 0.0)[0] for z in latents]
+        sequences = [snap(z, grid)[0] for z in latents]
         coded = code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset)
         codes, errors = (np.concatenate(parts) for parts in zip(*coded, strict=True))
         errors = errors[:, :-1] * grid.step
@@ -283,7 +284,7 @@ def latent_sequences(
 ) -> list[np.ndarray]:  # [L, code_dim] each: one for the body, or one for each joint
     "What the quantiser is given for a clip."
     x, conf = (torch.from_numpy(a).to(tokenizer.network.mean_pose)[None] for a in (clip.x, clip.conf))
-    z = tokenizer.residual(tokenizer.network.encode(x, conf)[0])
+    z = tokenizer.residual(tokenizer.network.latents(x, conf)[0])
     return list(z.reshape(len(z), -1, z.shape[-1]).transpose(0, 1).cpu().numpy())
 
 # %% ../../nbs/pose/80_train.ipynb #700f7694
@@ -318,7 +319,7 @@ def train_tokenizer(
         if predictor is not None:
             predictor.follow(tokenizer)
             save_predictor(predictor, run.best)
-            codes = (clip_codes(tokenizer, clips) for clips in (module.val, module.seen))
+            codes = (coded_clips(tokenizer, clips) for clips in (module.val, module.seen))
             metrics["masked"] = masked_accuracy(predictor, *codes)
     run.log(event="timing", cpu_seconds=round(time.process_time() - started, 1))
     metrics |= {"steps": result.steps, "best_step": result.best_step}

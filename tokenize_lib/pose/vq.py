@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from .config import PoseConfig
-from .model import PoseAutoencoder, Reach, decoder_reach, encoder_reach
+from .model import PoseAutoencoder, Reach, decoder_reach, latents_reach
 from .skeleton import Skeleton
 from ..quantize.feedback import feedback_targets
 from ..quantize.grid import Grid, make_grid
@@ -120,7 +120,7 @@ def rounding_noise(
     draw = torch.randn(1, frames, *single.mean_pose.shape, generator=torch.Generator().manual_seed(0))
     x = single.mean_pose + single.spread * draw.to(single.mean_pose.device)
     with torch.inference_mode():
-        z, exact = single.encode(x, wide=True), double.encode(x.double())
+        z, exact = single.latents(x, wide=True), double.latents(x.double())
         size = exact.abs() + exact.square().mean(-1, keepdim=True).sqrt()
         return float(((z - exact) / size.clamp(min=1e-30)).square().mean().sqrt())
 
@@ -141,15 +141,18 @@ class DerivedVQ(PoseVQ):
         if self._derived.get("state") != state:
             self._derived = {"state": state}
         if name not in self._derived:
-            kept, self._derived, self._stores = self._derived, {}, None  # not to be copied along
             with torch.inference_mode(False), torch.no_grad():
-                kept[name] = make()
-            self._derived = kept
+                self._derived[name] = make()
         return self._derived[name]
+
+    def _copy_in_double(self) -> Self:
+        kept, self._derived, self._stores = self._derived, {}, None  # not to be copied along
+        copy, self._derived = deepcopy(self).double().eval(), kept
+        return copy
 
     def in_double(self) -> Self:
         "The same in double precision."
-        return self._derive("double", lambda: deepcopy(self).double().eval())
+        return self._derive("double", self._copy_in_double)
 
     @property
     def grid(self) -> Grid:
@@ -159,13 +162,14 @@ class DerivedVQ(PoseVQ):
     @property
     def noise(self) -> float:
         "What rounding errors of single precision may amount to in a latent, relative to its size."
-        single, double = self.network, self.in_double().network
-        return self._derive("noise", lambda: max(NOISE, SAFETY * rounding_noise(single, double)))
+        return self._derive(
+            "noise", lambda: max(NOISE, SAFETY * rounding_noise(self.network, self.in_double().network))
+        )
 
     @property
     def encoder_reach(self) -> Reach:
         "Frames before and after a token's first one that its latent depends on."
-        return encoder_reach(self.network.encoder)
+        return latents_reach(self.network)
 
     @property
     def decoder_reach(self) -> Reach:

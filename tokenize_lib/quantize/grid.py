@@ -86,16 +86,21 @@ def _grid_book(whole: np.ndarray, dtype: type) -> GridBook:
 def snap(
     z: np.ndarray,  # [..., dim] latents
     grid: Grid,
-    noise: float,  # what rounding errors may amount to, relative to the size of the latent
-) -> tuple[np.ndarray, np.ndarray]:  # [..., dim + 1] whole numbers and a 1; [...] bool, where noise decides
-    "Round latents to the grid."
+    noise: float = 0.0,  # what rounding errors may amount to, relative to the size of the latent
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # [..., dim + 1] whole numbers and a 1; the same, with the other neighbour where noise decides
+    "Round latents to the grid; where the two answers differ, the latent is in doubt."
     scaled = z * (1 / (grid.coarse * grid.step))
     whole, size = np.rint(scaled), np.abs(scaled)
     doubt = noise * (size + np.sqrt(np.square(scaled).mean(-1, keepdims=True)))
-    unsure = (np.abs(scaled - whole) > 0.5 - doubt) & (size * grid.coarse < grid.high[:-1] + grid.coarse)
-    found = np.ones((*z.shape[:-1], z.shape[-1] + 1), grid.high.dtype)
-    np.clip(grid.coarse * whole, grid.low[:-1], grid.high[:-1], out=found[..., :-1], casting="same_kind")
-    return found, unsure.any(-1)
+    unsure = np.abs(scaled - whole) > 0.5 - doubt
+    found = np.ones((2, *z.shape[:-1], z.shape[-1] + 1), grid.high.dtype)
+    for answer, points in zip(found, (whole, whole + unsure * np.sign(scaled - whole)), strict=True):
+        np.clip(
+            grid.coarse * points, grid.low[:-1], grid.high[:-1], out=answer[..., :-1], casting="same_kind"
+        )
+    return found[0], found[1]
 
 # %% ../../nbs/quantize/12_grid.ipynb #a196aa97
 def smallest(
