@@ -48,6 +48,10 @@ CASES = {
     "single precision": {"single": True},
     "padded clips, codebooks that start in training": {"train": {"clip_mode": "full"}, "model": {"quantizer": {"kmeans_init": False}}},
     "codebooks that learn from gradients": {"model": {"quantizer": {"ema_update": False}}},
+    "hidden joints and hidden tokens": {"single": True, "train": {"clip_mode": "full", "augment": {"joint_dropout": 0.3}},
+                                        "loss": {"masked_pred": {"enabled": True, "width": 16, "heads": 2, "dropout": 0}}},
+    "two time scales": {"train": {"clip_mode": "full"},
+                        "model": {"multi_scale": {"enabled": True, "codebook_size": 8, "num_codebooks": 2}}},
 }  # fmt: skip
 
 

@@ -197,6 +197,16 @@ def evaluate(
     data: Data,
     out: Out,
     split: Split = "test",
+    hide: Annotated[
+        float,
+        typer.Option(
+            "--hide",
+            min=0,
+            max=0.9,
+            metavar="SHARE",
+            help="Hide this share of the joints, and compare with linear interpolation.",
+        ),
+    ] = 0.0,
     strict: Strict = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -213,7 +223,7 @@ def evaluate(
     from tokenize_lib.pose.evaluate import evaluate_tokenizer
 
     motion = load_motion(data, strict=strict)
-    metrics = evaluate_tokenizer(model, motion, out, split=split, force=force, quiet=quiet)
+    metrics = evaluate_tokenizer(model, motion, out, split=split, hide=hide, force=force, quiet=quiet)
     emit(metrics, as_json, facts(metrics, title=f"{motion.name}, {split}"))
     return report_failures(motion.failures)
 

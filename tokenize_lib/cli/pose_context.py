@@ -49,7 +49,7 @@ def train_context(
 ) -> int:
     """Learn what a tokenizer's codes are likely to be, so that they can be stored at that price.
 
-    Give the data the tokenizer was trained on. The context model goes into the tokenizer's folder, under context/; `rate`, `pack` and `unpack` use it.
+    Give the data the tokenizer was trained on. The context model goes into the tokenizer's folder, under parts/context/; `rate`, `pack` and `unpack` use it.
 
     Example: `tokenize-lib pose train-context --model runs/a --data prepared --out runs/a-context`
     """

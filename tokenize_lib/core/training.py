@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -171,6 +172,11 @@ class TrainingModule(L.LightningModule):
     def on_log(self, run: Run, step: int) -> None:
         "Called on every process whenever the loss terms are logged; one of them writes."
 
+    def save_best(self, folder: Path) -> None:
+        "Called with the folder for the best model, when there is a better one than ever before."
+        if hasattr(self.model, "save_pretrained"):
+            self.model.save_pretrained(folder)
+
     @property
     def progress(self) -> float:
         "Share of the run that is done, 0 to 1."
@@ -198,7 +204,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> dict:
         "AdamW with warm-up and decay."
         o = self.train_config.optimizer
-        groups = parameter_groups(self.model, o.weight_decay)
+        groups = parameter_groups(self, o.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=o.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, self.steps, self.train_config)
@@ -333,8 +339,8 @@ class Conductor(L.Callback):
         with torch.no_grad(), weights_for_evaluation(self.averaged, module):
             metrics = module.validate()
             better = metrics[self.monitor] < self.best
-            if better and trainer.is_global_zero and hasattr(module.model, "save_pretrained"):
-                module.model.save_pretrained(self.run.best)
+            if better and trainer.is_global_zero:
+                module.save_best(self.run.best)
         module.train()
         self.since_best, self.evaluated = 0 if better else self.since_best + 1, step
         if better:

@@ -67,6 +67,8 @@ class AugmentConfig(Config):
     bone_scale: float = Field(0.0, ge=0, lt=1, description="half range of each bone's own scale")
     joint_rotation_deg: float = Field(0.0, ge=0, le=45, description="standard deviation of each bone's turn")
     body_mix: float = Field(0.0, ge=0, le=1, description="probability of another clip's upper body")
+    joint_dropout: float = Field(0.0, ge=0, lt=1, description="share of the joints hidden from the encoder")
+    joint_dropout_span: int = Field(30, ge=1, description="longest time a joint is hidden at once, frames")
     clean_fraction: float = Field(0.0, ge=0, le=1, description="last part of training without augmentation")
 
 
@@ -168,10 +170,12 @@ class QuantizerConfig(Config):
 
 
 class MultiScaleConfig(Config):
-    "Coarse tokens beside the fine ones (source document, section 7.2). Reserved: cannot be enabled yet."
+    "Coarse tokens beside the fine ones, which then say what the coarse ones leave over."
 
-    enabled: Literal[False] = False
-    coarse_factor: int = Field(16, ge=2)
+    enabled: bool = False
+    coarse_factor: int = Field(16, ge=2, description="frames a coarse token, a multiple of factor_l")
+    num_codebooks: int = Field(2, ge=1, le=32, description="layers of a coarse token")
+    codebook_size: int = Field(1024, ge=2, description="codes of a coarse layer")
 
 
 class ModelConfig(Config):
@@ -200,6 +204,22 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _coarse_tokens_hold_fine_ones(self):
+        coarse, fine = self.multi_scale.coarse_factor, self.downsample.factor_l
+        if not self.multi_scale.enabled:
+            return self
+        if coarse <= fine or coarse % fine:
+            raise ValueError(
+                f"multi_scale.coarse_factor: found {coarse}; allowed {2 * fine}, {3 * fine}, ... "
+                f"(multiples of downsample.factor_l = {fine})"
+            )
+        if self.encoder.token_latent_mode == "per_joint":
+            raise ValueError(
+                "multi_scale.enabled: found true; allowed false when encoder.token_latent_mode is 'per_joint'"
+            )
+        return self
+
     @property
     def code_dim(self) -> int:
         "Width of the latents that are quantised."
@@ -207,12 +227,23 @@ class ModelConfig(Config):
 
 # %% ../../nbs/pose/20_config.ipynb #4ba90be8
 class MaskedPredictionConfig(Config):
-    "Masked token prediction (source document, section 7.1). Reserved: cannot be enabled yet."
+    "A small Transformer that says hidden tokens from those around them."
 
-    enabled: Literal[False] = False
+    enabled: bool = False
     w_mask: float = Field(1.0, ge=0)
-    mask_prob: float = Field(0.15, gt=0, lt=1)
-    mask_span_len: int = Field(6, ge=1)
+    mask_prob: float = Field(0.15, gt=0, lt=1, description="share of the tokens that is hidden")
+    mask_span_len: int = Field(6, ge=1, description="tokens hidden in a row")
+    num_layers: int = Field(2, ge=1, description="Transformer blocks")
+    width: int = Field(128, ge=1, description="of the Transformer")
+    heads: int = Field(4, ge=1, description="attention heads; they divide the width")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    reach: int = Field(32, ge=1, description="tokens beyond which distances are not told apart")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads: found {self.heads}; allowed divisors of width = {self.width}")
+        return self
 
 
 class LossConfig(Config):
@@ -244,5 +275,14 @@ class PoseConfig(Config):
             raise ValueError(
                 f"train.window_T: found {self.train.window_T}; allowed at least "
                 f"model.downsample.factor_l = {self.model.downsample.factor_l}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _masked_tokens_are_one_sequence(self):
+        many = self.model.multi_scale.enabled or self.model.encoder.token_latent_mode == "per_joint"
+        if self.loss.masked_pred.enabled and many:
+            raise ValueError(
+                "loss.masked_pred.enabled: found true; allowed false with multi_scale or per_joint tokens"
             )
         return self

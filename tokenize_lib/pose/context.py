@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.checkpoint import model_folder, model_info
+from ..core.checkpoint import model_info, part_folder
 from ..core.errors import FormatError
 from ..core.parallel import work_through
 from ..core.run import Run, seed_everything
@@ -22,7 +22,7 @@ from .dataset import PoseBatches
 from .exact import clip_codes, clip_motion, exact_codes
 from .metrics import Reconstruction
 from .preprocess import Processed
-from .tokenizer import PoseTokenizer
+from .tokenizer import PoseTokenizer, require_one_scale
 from .train import processed, split_clips
 from .vq import evaluating
 from ..quantize.context import ContextModel, compress, decompress
@@ -71,11 +71,12 @@ def train_context(
     device: str = "auto",  # auto, cpu or cuda
     quiet: bool = False,  # nothing on the console
 ) -> dict:  # what metrics.json says
-    """Train the context model of a tokenizer and put it into the tokenizer's folder, under `context/`.
+    """Train the context model of a tokenizer and put it into the tokenizer's folder, under `parts/context/`.
 
-    Its validation clips are the tokenizer's. `ConfigError` for a run folder that is taken."""
+    Its validation clips are the tokenizer's. `ConfigError` for a run folder that is taken, or a tokenizer with two time scales."""
     cfg = cfg or ContextRunConfig()
     tokenizer = PoseTokenizer.from_pretrained(model)
+    require_one_scale(tokenizer, "given a context model")
     motion = source if isinstance(source, MotionSet) else load_motion(source)
     train, val = split_clips(motion, tokenizer.config.train.seed)
     seed_everything(cfg.train.seed)
@@ -108,7 +109,7 @@ def context_folder(
     model: str | os.PathLike,  # run or model folder of a tokenizer
 ) -> Path:
     "Where a tokenizer's context model lies."
-    return model_folder(model) / "context"
+    return part_folder(model, "context")
 
 
 def load_context(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .preprocess import Processed
 from .vq import DerivedVQ
@@ -161,16 +162,19 @@ def exact_codes(
     mask: Tensor | None = None,  # [B, T] bool
 ) -> Tensor:  # [B, L, Q], or [B, L, J, Q]; 0 where masked
     "Codes that do not depend on rounding, nor on padding, nor on the rest of the batch."
+    lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
+    frames = [tuple(a[i, :T].cpu().numpy() for a in (x, conf)) for i, T in enumerate(lengths)]
     with torch.no_grad():
-        z = model.network.latents(x, conf, mask, wide=True)
-        answers = snap(z.cpu().numpy(), model.grid, model.noise)
-        lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
-        latents = [
-            Latents(*(a[i, : -(-T // model.factor_l)] for a in answers)) for i, T in enumerate(lengths)
-        ]
-        frames = [tuple(a[i, :T].cpu().numpy() for a in (x, conf)) for i, T in enumerate(lengths)]
-        found = settled_codes(model, latents, frames)
-    codes = torch.zeros(*z.shape[:-1], found[0].shape[-1], dtype=torch.long)
+        if model.two_scales:
+            found = [model.code_alone(f) for f in frames]
+        else:
+            answers = snap(
+                model.network.latents(x, conf, mask, wide=True).cpu().numpy(), model.grid, model.noise
+            )
+            L = [-(-T // model.factor_l) for T in lengths]
+            latents = [Latents(*(a[i, :n] for a in answers)) for i, n in enumerate(L)]
+            found = settled_codes(model, latents, frames)
+    codes = torch.zeros(len(x), -(-x.shape[1] // model.factor_l), *found[0].shape[1:], dtype=torch.long)
     for row, c in zip(codes, found, strict=True):
         row[: len(c)] = torch.from_numpy(c)
     return codes.to(x.device)
@@ -256,6 +260,8 @@ def clip_codes(
 ) -> list[np.ndarray]:  # [L, n] or [L, J, n] int64 of each clip
     "Codes of whole clips."
     frames = [(c.x, c.conf) for c in clips]
+    if model.two_scales:  # what goes to the grid is known after the coarse codes
+        return [model.code_alone(f, at_once)[:, :num_codebooks] for f in frames]
     return settled_codes(model, clip_latents(model, frames, at_once), frames, num_codebooks)
 
 # %% ../../nbs/pose/63_exact.ipynb #192dcb89
@@ -286,17 +292,26 @@ def clip_motion(
     "What whole clips of codes stand for."
     factor, like = model.factor_l, model.network.mean_pose
     found = [np.empty((T, *like.shape), np.float32) for T in lengths]
+    whole = [_vectors(model, [c], num_codebooks)[0] for c in codes] if model.two_scales else None
     for batch in in_batches(cut_tokens(lengths, model, at_once), at_once // factor):
-        ids = np.zeros((len(batch), batch[0].size, *codes[0].shape[1:]), np.int64)
         frames = [min(lengths[p.clip] - p.outer.start * factor, p.size * factor) for p in batch]
-        for row, p in zip(ids, batch, strict=True):
-            row[: p.size] = codes[p.clip][p.outer]
         T, mask = max(frames), None
         if min(frames) < T:
             mask = torch.arange(T, device=like.device) < torch.tensor(frames, device=like.device)[:, None]
-        z = model.quantizer.decode(torch.from_numpy(ids).to(like.device), num_codebooks)
+        if whole is None:
+            z = _vectors(model, [codes[p.clip][p.outer] for p in batch], num_codebooks)
+        else:  # a coarse token says something about its neighbours' time too
+            z = pad_sequence([whole[p.clip][p.outer] for p in batch], batch_first=True)
         x = model.network.decode(z[:, : -(-T // factor)], T, mask).cpu().numpy()
         for p, row in zip(batch, x, strict=True):
             start = p.outer.start * factor
             found[p.clip][p.inner] = row[p.inner.start - start : p.inner.stop - start]
     return found
+
+
+def _vectors(model: DerivedVQ, codes: Sequence[np.ndarray], num_codebooks: int | None) -> Tensor:
+    "The latents of sequences of codes, the longest first, filled up to its length."
+    ids = np.zeros((len(codes), len(codes[0]), *codes[0].shape[1:]), np.int64)
+    for row, c in zip(ids, codes, strict=True):
+        row[: len(c)] = c
+    return model.quantizer.decode(torch.from_numpy(ids).to(model.network.mean_pose.device), num_codebooks)

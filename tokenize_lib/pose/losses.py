@@ -61,7 +61,7 @@ def reconstruction_terms(
 
 # %% ../../nbs/pose/70_losses.ipynb #2f837c0c
 def total_loss(
-    terms: dict[str, Tensor],  # pos, vel, acc, bone, vq
+    terms: dict[str, Tensor],  # pos, vel, acc, bone, vq; mask, where masked tokens are predicted
     cfg: LossConfig,  # the weights
     progress: float = 1.0,  # share of training that is done
 ) -> Tensor:  # scalar
@@ -72,4 +72,5 @@ def total_loss(
         + ramp * (cfg.w_vel * terms["vel"] + cfg.w_acc * terms["acc"])
         + cfg.w_bone * terms["bone"]
         + cfg.w_vq * terms["vq"]
+        + cfg.masked_pred.w_mask * terms.get("mask", 0)
     )

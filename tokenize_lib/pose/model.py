@@ -351,7 +351,7 @@ class PoseAutoencoder(nn.Module):
         "What the quantiser is given when codes are wanted: latents that come back when they are decoded and encoded again."
         z = first = self.encode(x, conf, mask, wide)
         for _ in range(self.refine_rounds):
-            back = self.decode(z.to(x.dtype), x.shape[1], mask)
+            back = self.decode(z.to(self.mean_pose), x.shape[1], mask)
             z = z + first - self.encode(back, conf, mask, wide)
         return z
 

@@ -32,7 +32,7 @@ from tokenize_lib.pose.onnx_graphs import (
 )
 from .onnx_runtime import GRAPHS, ONNX_FORMAT, ONNX_VERSION, open_session, require
 from .preprocess import Processed
-from .tokenizer import PoseTokenizer
+from .tokenizer import PoseTokenizer, require_one_scale
 from .train import processed
 from .vq import evaluating
 
@@ -249,7 +249,8 @@ def export_onnx(
 ) -> dict:  # what the graphs say about themselves, and under `parity` how they compared
     """Write a tokenizer as two ONNX graphs.
 
-    `ConfigError` when `out` holds an export already, when a package is missing, or when the graphs do not give the model's codes: then nothing is written."""
+    `ConfigError` when `out` holds an export already, when a package is missing, for a tokenizer with two time scales, or when the graphs do not give the model's codes: then nothing is written."""
+    require_one_scale(tokenizer, "written as ONNX graphs")
     out, tokenizer = Path(out), PoseTokenizer.from_pretrained(model_dir)
     if any((out / name).exists() for name in GRAPHS) and not force:
         raise ConfigError(

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['resolve_config', 'split_clips', 'build_tokenizer', 'processed', 'start_codebooks', 'reconstruct', 'PoseTraining',
-           'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'prepare_training', 'finished', 'summarise']
+           'coded_clips', 'measure', 'settle', 'latent_sequences', 'train_tokenizer', 'prepare_training', 'finished',
+           'best_predictor', 'summarise']
 
 # %% ../../nbs/pose/80_train.ipynb #03ee14c0
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,14 +28,23 @@ from .clips import Clip, MotionSet, load_motion
 from .coding import at_model_rate
 from .config import PoseConfig
 from .dataset import PoseBatch, PoseBatches
+from .exact import clip_codes, exact_codes
 from .losses import reconstruction_terms, total_loss
+from tokenize_lib.pose.masked import (
+    MaskedPredictor,
+    flat_accuracy,
+    load_predictor,
+    masked_accuracy,
+    masked_terms,
+    predictor_folder,
+    save_predictor,
+)
 from .metrics import Reconstruction, counted_joints
 from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
-from .exact import exact_codes
-from .tokenizer import PoseTokenizer
-from .vq import token_mask
+from .tokenizer import PoseTokenizer, new_tokenizer
+from .vq import evaluating, token_mask
 from ..quantize.feedback import code_sequences
 from ..quantize.grid import snap
 from ..quantize.usage import CodeUsage, collapse_risk
@@ -82,7 +94,7 @@ def build_tokenizer(
     pre, scale = cfg.data.preprocess, None
     if pre.scale_norm and pre.scale_scope == "dataset":
         scale = fit_dataset_scale(train, pre, skeleton)
-    return PoseTokenizer(cfg, skeleton, scale)
+    return new_tokenizer(cfg, skeleton, scale)
 
 
 def processed(
@@ -107,7 +119,7 @@ def start_codebooks(
     latents, per_step = [], 1
     for batch_number in range(batches.steps):
         batch = batches(batch_number)
-        z = tokenizer.network.encode(batch.x, batch.conf, batch.mask)
+        z = tokenizer.network.encode(batch.x, batch.shown, batch.mask)
         valid = token_mask(batch.mask, tokenizer.factor_l, z)
         latents.append(z.flatten(0, -2) if valid is None else z[valid])
         per_step = len(latents[0])
@@ -149,6 +161,7 @@ class PoseTraining(TrainingModule):
         counted = torch.from_numpy(counted_joints(tokenizer.skeleton, self.cfg.data.preprocess))
         self.register_buffer("counted", counted.float(), persistent=False)
         self.usage = CodeUsage(tokenizer.quantizer.codebook_sizes)
+        self.predictor = MaskedPredictor.of(tokenizer) if self.cfg.loss.masked_pred.enabled else None
 
     def transfer_batch_to_device(
         self, batch: PoseBatch, device: torch.device, dataloader_idx: int
@@ -157,20 +170,21 @@ class PoseTraining(TrainingModule):
         return batch.to(device)
 
     def loss_terms(self, batch: PoseBatch) -> dict[str, Tensor]:
-        "Position, velocity, acceleration, bone length, quantiser; and the perplexity of each layer."
-        out = self.model(batch.x, batch.conf, batch.mask)
+        "Position, velocity, acceleration, bone length, quantiser, hidden tokens; and the perplexity of each layer."
+        out = self.model(batch.x, batch.shown, batch.mask)
         weight = batch.conf * self.counted
         terms = reconstruction_terms(out.x_hat.float(), batch.x, weight, self.bones) | {
             "vq": out.quantised.loss
         }
-        self._count(out.quantised, batch)
+        whole = out.quantised.kept == self.model.quantizer.num_codebooks  # a dropped layer has no code
+        valid = token_mask(batch.mask, self.model.factor_l, out.quantised.z_q)
+        valid = None if valid is None else valid[whole]
+        self.usage.update(out.quantised.codes[whole], valid)
+        if self.predictor is not None:
+            self.predictor.follow(self.model, named=False)
+            terms |= masked_terms(self.predictor, out.quantised.codes[whole], valid)
         perplexity = {f"perplexity_{q}": p for q, p in enumerate(out.quantised.perplexity, 1)}
         return {"loss": total_loss(terms, self.cfg.loss, self.progress)} | terms | perplexity
-
-    def _count(self, quantised, batch: PoseBatch) -> None:
-        whole = quantised.kept == self.model.quantizer.num_codebooks  # a dropped layer has no code to count
-        valid = token_mask(batch.mask, self.model.factor_l, quantised.z_q)
-        self.usage.update(quantised.codes[whole], None if valid is None else valid[whole])
 
     def on_log(self, run: Run, step: int) -> None:
         "Usage since the last time: perplexity, the most used codes, and a warning when a codebook is about to collapse."
@@ -193,8 +207,27 @@ class PoseTraining(TrainingModule):
                 run.say(f"WARNING layer {q}: {warning}")
 
     def validate(self) -> dict[str, float]:
-        "Reconstruction and code use over whole validation clips."
-        return measure(self.model, self.val)
+        "Reconstruction, code use and hidden tokens over whole validation clips."
+        found = measure(self.model, self.val)
+        if self.predictor is not None:
+            self.predictor.follow(self.model)
+            found |= flat_accuracy(masked_accuracy(self.predictor, coded_clips(self.model, self.val)))
+        return found
+
+    def save_best(self, folder: Path) -> None:
+        "The tokenizer, and beside it what predicts its tokens."
+        super().save_best(folder)
+        if self.predictor is not None:
+            save_predictor(self.predictor, folder)
+
+
+def coded_clips(
+    tokenizer: PoseTokenizer,
+    clips: Sequence[Processed],
+) -> list[Tensor]:  # [L, Q] each
+    "Codes of whole clips, as a predictor reads them."
+    with evaluating(tokenizer):
+        return [torch.from_numpy(c) for c in clip_codes(tokenizer, clips)]
 
 
 def measure(
@@ -228,7 +261,7 @@ def settle(
     )
     latents = [sequence for clip in clips for sequence in latent_sequences(tokenizer, clip)]
     for layer in list(range(q.num_codebooks)) * rounds:
-        grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.codebooks]
+        grid, books = tokenizer.grid, [b.cpu().numpy() for b in tokenizer.fine.codebooks]
         sequences = [snap(z, grid)[0] for z in latents]
         coded = code_sequences(sequences, grid, q.beam_width, q.noise_feedback, q.feedback_reset)
         codes, errors = (np.concatenate(parts) for parts in zip(*coded, strict=True))
@@ -239,7 +272,7 @@ def settle(
             continue
         chosen = torch.multinomial(weight, n, generator=generator).numpy()
         wanted = torch.from_numpy(errors[chosen] + books[layer][codes[chosen, layer]])
-        book = tokenizer.quantizer.layers[layer]
+        book = tokenizer.fine.layers[layer]
         book.place(torch.from_numpy(idle[:n]), wanted.to(book.embed), book.cluster_size.mean().expand(n))
     tokenizer.eval()  # forget what was kept about the old codebooks
 
@@ -251,7 +284,7 @@ def latent_sequences(
 ) -> list[np.ndarray]:  # [L, code_dim] each: one for the body, or one for each joint
     "What the quantiser is given for a clip."
     x, conf = (torch.from_numpy(a).to(tokenizer.network.mean_pose)[None] for a in (clip.x, clip.conf))
-    z = tokenizer.network.latents(x, conf)[0]
+    z = tokenizer.residual(tokenizer.network.latents(x, conf)[0])
     return list(z.reshape(len(z), -1, z.shape[-1]).transpose(0, 1).cpu().numpy())
 
 # %% ../../nbs/pose/80_train.ipynb #700f7694
@@ -280,7 +313,14 @@ def train_tokenizer(
         if not (resume and (run.checkpoints / "last.ckpt").exists()):
             start_codebooks(module.model, module.batches)
         result = fit(module, run, cfg.logging, monitor="mpjpe", device=device, resume=resume)
-        metrics = summarise(finished(run, module.seen), module.seen, module.val)
+        predictor = best_predictor(run, module)
+        tokenizer = finished(run, module.seen)
+        metrics = summarise(tokenizer, module.seen, module.val)
+        if predictor is not None:
+            predictor.follow(tokenizer)
+            save_predictor(predictor, run.best)
+            codes = (coded_clips(tokenizer, clips) for clips in (module.val, module.seen))
+            metrics["masked"] = masked_accuracy(predictor, *codes)
     run.log(event="timing", cpu_seconds=round(time.process_time() - started, 1))
     metrics |= {"steps": result.steps, "best_step": result.best_step}
     run.finish(metrics)
@@ -316,18 +356,29 @@ def finished(
     return tokenizer
 
 
+def best_predictor(
+    run: Run,  # whose training is over
+    module: PoseTraining,  # as it was left
+) -> MaskedPredictor | None:  # None where masked tokens were not predicted
+    "The predictor kept beside the best model; the last one where a crash came between its tokenizer's settling and saving it."
+    if module.predictor is None or not predictor_folder(run.best).exists():
+        return module.predictor
+    return load_predictor(run.best)
+
+
 def summarise(
     tokenizer: PoseTokenizer,  # the best one
     train: Sequence[Processed],
     val: Sequence[Processed],
 ) -> dict:
     "What a training run reports: both sets measured, and what a frame costs."
-    usage = CodeUsage(tokenizer.quantizer.codebook_sizes)
+    sizes = zip(tokenizer.layer_factors, tokenizer.quantizer.codebook_sizes, strict=True)
+    per_token = sum(tokenizer.factor_l / factor * math.log2(size) for factor, size in sizes)
     return {
         "val": measure(tokenizer, val),
         "train": measure(tokenizer, train),
-        "bits_per_token": usage.bits_per_token,
-        "bits_per_frame": usage.bits_per_token / tokenizer.factor_l,
+        "bits_per_token": per_token,
+        "bits_per_frame": per_token / tokenizer.factor_l,
         "train_clips": len(train),
         "val_clips": len(val),
         "tokenizer": tokenizer.name,

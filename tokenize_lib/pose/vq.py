@@ -76,6 +76,20 @@ class PoseVQ(nn.Module):
         "The vectors of each layer, [K, code_dim]."
         return self.quantizer.codebooks
 
+    @property
+    def fine(self) -> ResidualVQ:
+        "The quantiser of the tokens at the full rate, which is all there is but for [two time scales](83_multiscale.ipynb)."
+        return self.quantizer
+
+    @property
+    def two_scales(self) -> bool:
+        "Whether there are coarse tokens too."
+        return self.config.model.multi_scale.enabled
+
+    def residual(self, z: Tensor) -> Tensor:
+        "What the fine tokens are for, of the latents [L, ..., code_dim] of one clip."
+        return z
+
     def forward(
         self,
         x: Tensor,  # [B, T, J, D] normalised
@@ -142,8 +156,8 @@ class DerivedVQ(PoseVQ):
 
     @property
     def grid(self) -> Grid:
-        "The codebooks on the grid that codes are searched on."
-        return self._derive("grid", lambda: make_grid([b.cpu().numpy() for b in self.codebooks]))
+        "The codebooks on the grid that the fine codes are searched on."
+        return self._derive("grid", lambda: make_grid([b.cpu().numpy() for b in self.fine.codebooks]))
 
     @property
     def noise(self) -> float:
