@@ -250,8 +250,8 @@ def export_onnx(
     """Write a tokenizer as two ONNX graphs.
 
     `ConfigError` when `out` holds an export already, when a package is missing, for a tokenizer with two time scales, or when the graphs do not give the model's codes: then nothing is written."""
-    require_one_scale(tokenizer, "written as ONNX graphs")
     out, tokenizer = Path(out), PoseTokenizer.from_pretrained(model_dir)
+    require_one_scale(tokenizer, "written as ONNX graphs")
     if any((out / name).exists() for name in GRAPHS) and not force:
         raise ConfigError(
             "holds an export already", file=out, fix="Replace it by force, or choose another folder."
