@@ -34,7 +34,7 @@ SMALL = {
 PER_JOINT = merge(SMALL, {"model": {
     "linear_path": False, "downsample": {"factor_l": 8, "space": "joints"},
     "encoder": {"token_latent_mode": "per_joint", "latent_dilations": []},
-    "quantizer": {"codebook_size": 8, "noise_feedback": 0, "beam_width": 1, "quantizer_dropout": 0},
+    "quantizer": {"codebook_size": 8, "noise_feedback": 0, "beam_width": 1, "refine_rounds": 0},
     "decoder": {"upsample_mode": "upsample_conv"},
 }})  # fmt: skip
 

@@ -89,7 +89,7 @@ def ours(data) -> PoseTokenizer:
         tokenizer.network.decoder.head,
         tokenizer.network.decoder.coarse,
     ):
-        nn.init.normal_(part.weight, std=0.1)
+        nn.init.normal_(part.weight, std=1e-3)
     with torch.no_grad():
         x, conf = (torch.from_numpy(np.stack([getattr(s, k) for s in seen])) for k in ("x", "conf"))
         z = tokenizer.network.encode(x, conf).flatten(0, 1)
