@@ -1,18 +1,25 @@
 """Frames per CPU-second of encoding and decoding, beside plain convolutional networks with the same tokens in the same run.
 
-One clip at a time and sixteen together, one thread, by `time.process_time`, so that a busy machine gives the same figures. Run by
+One clip at a time and 32 together, and one clip of a hundred to a million frames; one thread, by `time.process_time`. Run by
 `make bench`, or without its tools by `python tests/benchmarks/test_throughput.py`."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 from peers import clips, networks, speeds
+
+from tokenize_lib.pose.clips import Clip
+
+LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)  # frames of one clip
 
 
 def measure(batch):
     """(name, parameters, frames encoded, frames decoded per CPU-second) of each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    data = list(clips(16))
+    data = list(clips(32))
     rows = [
         (name, sum(p.numel() for p in model.parameters()), *speeds(model, data, batch))
         for name, model in networks(data).items()
@@ -32,7 +39,7 @@ def table(rows, batch):
 
 
 @pytest.mark.benchmark(group="throughput")
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [1, 32])
 def test_throughput(benchmark, capsys, batch):
     rows = benchmark.pedantic(measure, (batch,), rounds=1)
     with capsys.disabled():
@@ -40,6 +47,40 @@ def test_throughput(benchmark, capsys, batch):
     assert rows[0][2] > rows[1][2] and rows[0][3] > rows[1][3]  # faster than the network it replaces
 
 
+def once(call, clip, frames):
+    call(clip) if frames <= 1000 else None
+    started = time.process_time()
+    call(clip)
+    return frames / (time.process_time() - started)
+
+
+def measure_lengths():
+    """Frames per CPU-second of one clip of each length, encoded and decoded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data, rows = list(clips(16)), []
+    tokenizer, one = networks(data)["ours"], np.concatenate([c.pose for c in data])
+    for T in LENGTHS:
+        clip = Clip(np.resize(one, (T, *one.shape[1:])), fps=30.0)
+        codes = tokenizer.encode(clip)
+        rows.append((T, once(tokenizer.encode, clip, T), once(tokenizer.decode, codes, T)))
+    torch.set_num_threads(threads)
+    return rows
+
+
+def lengths_table(rows):
+    lines = [f"  {T:9,} frames   encode {e:9,.0f}   decode {d:9,.0f}" for T, e, d in rows]
+    return "\n".join(["frames per CPU-second of one clip", *lines])
+
+
+@pytest.mark.benchmark(group="throughput")
+def test_throughput_is_level(benchmark, capsys):
+    rows = benchmark.pedantic(measure_lengths, rounds=1)
+    with capsys.disabled():
+        print("\n" + lengths_table(rows))
+
+
 if __name__ == "__main__":
-    for batch in (1, 16):
+    for batch in (1, 32):
         print(table(measure(batch), batch))
+    print(lengths_table(measure_lengths()))

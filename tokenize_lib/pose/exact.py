@@ -106,7 +106,7 @@ def choose_codes(
     codes = [np.stack([next(found)[0] for _ in range(g.shape[1])], 1) for g in groups]
     return [c.reshape(*z.shape[:-1], c.shape[-1]) for c, z in zip(codes, latents, strict=True)]
 
-
+# %% ../../nbs/pose/63_exact.ipynb #f3bfd4c1
 def block_of(
     model: DerivedVQ,
     token: int,
@@ -154,7 +154,7 @@ def settled_codes(
             codes[blocks[n][0]][blocks[n][1]] = found
     return codes
 
-
+# %% ../../nbs/pose/63_exact.ipynb #a46b198b
 def exact_codes(
     model: DerivedVQ,  # in evaluation mode
     x: Tensor,  # [B, T, J, D] normalised
@@ -180,7 +180,7 @@ def exact_codes(
     return codes.to(x.device)
 
 # %% ../../nbs/pose/63_exact.ipynb #e66e7a19
-FRAMES_AT_ONCE = 4096  # frames that go through the network together
+FRAMES_AT_ONCE = 2880  # frames that go through the network together
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ class Downsample(nn.Module):
         "Half the frames."
         return self.conv(hide_padding(F.relu(x), mask))
 
-
+# %% ../../nbs/pose/50_layers.ipynb #7550b300
 class Upsample(nn.Module):
     "Twice the frames, by a transposed convolution or by repetition and a convolution."
 

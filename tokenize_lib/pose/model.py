@@ -226,7 +226,7 @@ def principal_patches(
     )  # a sign that does not depend on the library
     return np.pad(found, ((0, components - len(found)), (0, 0))).reshape(components, length, -1)
 
-
+# %% ../../nbs/pose/60_model.ipynb #bf36ed8e
 class LinearPath(nn.Module):
     "Each token's frames to a latent and back, linearly."
 
@@ -269,7 +269,7 @@ class LinearPath(nn.Module):
         "The frames of every token."
         return (z @ self.up.T).unflatten(-1, (self.factor_l, -1)).flatten(1, 2)[:, :frames]
 
-
+# %% ../../nbs/pose/60_model.ipynb #2cffd6cb
 def repeat_last(
     x: Tensor,  # [B, T, C]
     mask: Tensor | None,  # [B, T] bool

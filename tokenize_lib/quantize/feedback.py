@@ -32,7 +32,7 @@ def code_tokens(
         n = np.count_nonzero(lengths > t)
         target = z[:n, t]
         if feedback:
-            target = np.clip(target + np.rint(feedback * error[:n]), grid.low, grid.high)
+            target = np.minimum(np.maximum(target + np.rint(feedback * error[:n]), grid.low), grid.high)
         codes[:n, t], error = nearest_sums(target, grid.books, beam)
         left[:n, t] = error
     return codes, left

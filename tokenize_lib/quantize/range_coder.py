@@ -51,6 +51,8 @@ class RangeWriter:
             if not ((chosen >= 0) & (chosen < given.shape[1])).all():
                 expected = f"0 to {given.shape[1] - 1}"
                 raise DataError("out of range", field="symbols", found=chosen.tolist(), expected=expected)
+            if given.shape[1] == 1:  # the only possible symbol goes without saying
+                continue
             self._last = self._encoder.pos(), chosen, given
             self._encoder.encode(chosen, self._stream.model.Categorical(perfect=False), given)
 
@@ -100,13 +102,13 @@ class RangeReader:
         tables: Sequence[np.ndarray],  # N tables of frequencies, the same as when they were written
     ) -> np.ndarray:  # [N] int64
         "The next N symbols; `FormatError` for bytes that nobody wrote with these tables."
-        try:
-            parts = [
-                self._decoder.decode(self._family, np.ascontiguousarray(tables[part], np.float64))
-                for part in _alike(tables)
-            ]
-        except AssertionError as e:
-            raise FormatError(
-                "not written with these probabilities", field="payload", fix="The bytes are damaged."
-            ) from e
-        return np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
+        parts = [np.zeros(0)]
+        for part in _alike(tables):
+            given = np.ascontiguousarray(tables[part], np.float64)
+            try:
+                alone = given.shape[1] == 1
+                parts.append(np.zeros(len(given)) if alone else self._decoder.decode(self._family, given))
+            except AssertionError as e:
+                fix = "The bytes are damaged."
+                raise FormatError("not written with these probabilities", field="payload", fix=fix) from e
+        return np.concatenate(parts).astype(np.int64)
