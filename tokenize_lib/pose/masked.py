@@ -253,7 +253,9 @@ def masked_terms(
     spans = hidden_spans(lengths, cfg.mask_prob, cfg.mask_span_len, seeds)
     hidden = F.pad(spans, (0, L - spans.shape[1])).to(codes.device)
     h, line = (t[hidden] for t in predictor(codes, hidden, valid))
-    true, loss, right, n = codes[hidden], h.sum() * 0, {}, hidden.sum().to(h)
+    true, right, n = codes[hidden], {}, hidden.sum().to(h)
+    # every weight has a gradient, even where a process has nothing to hide: the others wait for it
+    loss = sum(p.sum() for p in predictor.parameters()) * 0
     for q in range(Q):
         logits = predictor.logits(h, line, true[:, :q])
         loss = loss + F.cross_entropy(logits, true[:, q], reduction="sum") / Q
