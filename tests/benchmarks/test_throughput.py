@@ -44,7 +44,8 @@ def test_throughput(benchmark, capsys, batch):
     rows = benchmark.pedantic(measure, (batch,), rounds=1)
     with capsys.disabled():
         print("\n" + table(rows, batch))
-    assert rows[0][2] > rows[1][2] and rows[0][3] > rows[1][3]  # faster than the network it replaces
+    wide = rows[2]  # the network that ours replaces
+    assert rows[0][2] > wide[2] and rows[0][3] > wide[3]
 
 
 def once(call, clip, frames):
