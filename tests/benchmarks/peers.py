@@ -77,11 +77,13 @@ def clips(n=16, frames=180):
         yield Clip((body + sum(swing)).astype(np.float32), fps=30.0, id=str(i))
 
 
-def ours(data) -> PoseTokenizer:
+def ours(data, refine_rounds=1) -> PoseTokenizer:
     """The default configuration; time does not depend on what was learnt, as long as no part is zero."""
     torch.manual_seed(0)
     motion = MotionSet("bench", data, load_skeleton("bandai21"), {"train": [c.id for c in data]})
-    tokenizer = build_tokenizer(resolve_config(motion), motion, data).eval()
+    tokenizer = build_tokenizer(
+        resolve_config(motion, overrides=[f"model.quantizer.refine_rounds={refine_rounds}"]), motion, data
+    ).eval()
     seen = processed(tokenizer, data)
     tokenizer.network.fit([s.x for s in seen], [s.conf for s in seen])
     for part in (
@@ -124,10 +126,11 @@ def speeds(model, clips, batch, seconds=1.0):
 
 
 def networks(data):
-    """Ours with the default settings, and two plain ones."""
+    """Ours with the default settings, and without refinement; and two plain ones."""
     channels = data[0].pose[0].size
     return {
         "ours": ours(data),
+        "ours, unrefined": ours(data, refine_rounds=0),
         "plain, 512 wide": PlainNetwork(channels, 512).eval(),
         "plain, 192 wide": PlainNetwork(channels, 192).eval(),
     }

@@ -44,7 +44,8 @@ def test_throughput(benchmark, capsys, batch):
     rows = benchmark.pedantic(measure, (batch,), rounds=1)
     with capsys.disabled():
         print("\n" + table(rows, batch))
-    assert rows[0][2] > rows[1][2] and rows[0][3] > rows[1][3]  # faster than the network it replaces
+    wide = rows[2]  # the network that ours replaces
+    assert rows[0][2] > wide[2] and rows[0][3] > wide[3]
 
 
 def once(call, clip, frames):
@@ -54,13 +55,13 @@ def once(call, clip, frames):
     return frames / (time.process_time() - started)
 
 
-def measure_lengths():
+def measure_lengths(lengths=LENGTHS):
     """Frames per CPU-second of one clip of each length, encoded and decoded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data, rows = list(clips(16)), []
     tokenizer, one = networks(data)["ours"], np.concatenate([c.pose for c in data])
-    for T in LENGTHS:
+    for T in lengths:
         clip = Clip(np.resize(one, (T, *one.shape[1:])), fps=30.0)
         codes = tokenizer.encode(clip)
         rows.append((T, once(tokenizer.encode, clip, T), once(tokenizer.decode, codes, T)))
@@ -75,7 +76,8 @@ def lengths_table(rows):
 
 @pytest.mark.benchmark(group="throughput")
 def test_throughput_is_level(benchmark, capsys):
-    rows = benchmark.pedantic(measure_lengths, rounds=1)
+    lengths = LENGTHS[:3] if benchmark.disabled else LENGTHS
+    rows = benchmark.pedantic(measure_lengths, (lengths,), rounds=1)
     with capsys.disabled():
         print("\n" + lengths_table(rows))
 

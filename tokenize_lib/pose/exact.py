@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..core.errors import TokenizeError
 from .preprocess import Processed
 from .vq import DerivedVQ
 from ..quantize.feedback import code_sequences
@@ -45,6 +46,13 @@ _EXACT = 1e-13  # bound on rounding errors of float64, relative to the size of a
 _WINDOWS = 32  # to compute at once in double precision
 
 Frames = tuple[np.ndarray, np.ndarray]  # x [T, J, D] and conf [T, J] of a clip, normalised
+
+
+def _finite(z: Tensor) -> np.ndarray:
+    if not torch.isfinite(z).all():
+        fix = "Its training went astray: lower train.optimizer.lr, keep train.grad_clip_norm on."
+        raise TokenizeError("the network's latents are not finite", fix=fix)
+    return z.cpu().numpy()
 
 
 @dataclass
@@ -168,9 +176,7 @@ def exact_codes(
         if model.two_scales:
             found = [model.code_alone(f) for f in frames]
         else:
-            answers = snap(
-                model.network.latents(x, conf, mask, wide=True).cpu().numpy(), model.grid, model.noise
-            )
+            answers = snap(_finite(model.network.latents(x, conf, mask, wide=True)), model.grid, model.noise)
             L = [-(-T // model.factor_l) for T in lengths]
             latents = [Latents(*(a[i, :n] for a in answers)) for i, n in enumerate(L)]
             found = settled_codes(model, latents, frames)
@@ -241,7 +247,7 @@ def clip_latents(
         x, conf, mask = pad_clips(
             [tuple(a[p.outer] for a in frames[p.clip]) for p in batch], model.network.mean_pose
         )
-        z = model.network.latents(x, conf, mask, wide=True).cpu().numpy()
+        z = _finite(model.network.latents(x, conf, mask, wide=True))
         for p, row in zip(batch, z, strict=True):
             start = p.outer.start // factor
             if found[p.clip] is None:
