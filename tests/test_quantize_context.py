@@ -42,7 +42,7 @@ def test_codes_survive_for_any_codebooks(sizes, tokens, groups, seed, scale):
     data = compress(model, ids)
     assert (decompress(model, data, shape) == ids).all()
     promised = code_bits(model, ids).sum()
-    assert promised - 9 < 8 * len(data) < promised * 1.001 + 40
+    assert 8 * len(data) < promised * 1.001 + 40  # fewer by luck: a short number may lie in a narrow interval
 
 
 def test_frequencies_do_not_depend_on_blocks_threads_or_a_copy():
