@@ -53,6 +53,7 @@ def settings(rng):
         "beam_width": pick(1, 3, 8),
         "noise_feedback": pick(0.0, 0.5, 0.7),
         "feedback_reset": pick(None, 1, 5, 32),
+        "refine_rounds": pick(0, 0, 1),
     }
     encoder = {
         "num_stgcn_blocks": pick(0, 1, 2),
