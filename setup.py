@@ -17,7 +17,7 @@ def words(key):
     return shlex.split(cfg.get(key, ""))
 
 
-extras = {name: words(f"{name}_requirements") for name in ("files", "export", "ray")}
+extras = {name: words(f"{name}_requirements") for name in ("files", "cluster", "export", "ray")}
 
 setuptools.setup(
     name=cfg["lib_name"],
