@@ -19,7 +19,8 @@ from tokenize_lib.core.errors import ConfigError, DataError, FormatError, Tokeni
 from tokenize_lib.core.parallel import work_through
 from tokenize_lib.pose import corpus
 from tokenize_lib.pose.clips import Clip, read_clip, write_clip
-from tokenize_lib.pose.corpus import decode_corpus, encode_corpus
+from tokenize_lib.pose.corpus import encode_corpus
+from tokenize_lib.pose.corpus_decode import decode_corpus
 from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import resolve_config, train_tokenizer

@@ -269,7 +269,7 @@ def decode(
 
     Example: `tokenize-lib pose decode --model runs/a --data codes --out back`
     """
-    from tokenize_lib.pose.corpus import decode_corpus
+    from tokenize_lib.pose.corpus_decode import decode_corpus
 
     how = {"jobs": jobs, "engine": engine, "resume": resume, "strict": strict, "force": force, "quiet": quiet}
     return _corpus(
@@ -303,7 +303,7 @@ def export(
     Example: `tokenize-lib pose export --model runs/a --out graphs --onnx`
     """
     from tokenize_lib.pose.clips import load_motion
-    from tokenize_lib.pose.corpus import export_tokenizer
+    from tokenize_lib.pose.export import export_tokenizer
 
     names = ["tokenizer", "dims", "joints", "fps", "factor_l", "num_codebooks", "codebook_sizes", "code_dim"]
     failures = []
