@@ -40,7 +40,7 @@ def _parameter(reader: Any, name: str) -> str | None:
         else parameter.bytes.decode("latin-1").strip("\0 ") or None
     )
 
-
+# %% ../../nbs/pose/13i_markers.ipynb #0d7f79a5
 def read_c3d(
     path: str | os.PathLike,  # a `.c3d` file
 ) -> Recording:  # [T, markers, 3]
