@@ -1,5 +1,9 @@
 """Context model and range coder: what is written is read, whatever the order, the batch, the threads and the damage."""
 
+import json
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +148,42 @@ def test_clips_as_bytes(packed):
     assert Codes.from_bytes(codes.to_bytes(model), model).side == codes.side
 
 
+def test_paths_come_back_exactly_and_cost_what_numbers_cost(packed):
+    model, codes, _ = packed
+    path = np.cumsum(np.random.default_rng(0).normal(size=(78, 3)), 0)
+    for root, most in ((path.astype(np.float32), 78 * 3 * 4), (path, 78 * 3 * 8)):
+        clip = replace(
+            codes, side={"scale": 0.1, "root": root.tolist(), "source": {"fps": 24.0, "length": 62}}
+        )
+        data = clip.to_bytes(model)
+        assert Codes.from_bytes(data, model).side == clip.side
+        assert len(data) < len(codes.to_bytes(model)) + most + 60
+
+
+def test_an_older_clip_is_named_as_such(packed):
+    model, _, data = packed
+    with pytest.raises(FormatError, match="older format.*pack the codes again"):
+        Codes.from_bytes(b"TLC1" + data[4:], model)
+
+
+@settings(max_examples=100, deadline=None)
+@given(edit=st.dictionaries(st.sampled_from(["arrays", "numbers", "side", "payloads", "codes"]),
+                            st.recursive(st.none() | st.integers(-9, 2**40) | st.text(max_size=3),
+                                         lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=2)),
+                            min_size=1))  # fmt: skip
+def test_a_header_that_lies_is_a_format_error(packed, edit):
+    model, codes, data = packed
+    size = int.from_bytes(data[8:12], "big")
+    head = json.loads(zlib.decompress(data[12 : 12 + size])) | edit
+    text = zlib.compress(json.dumps(head).encode())
+    body = len(text).to_bytes(4, "big") + text + data[12 + size :]
+    try:
+        read = Codes.from_bytes(data[:4] + zlib.crc32(body).to_bytes(4, "big") + body, model)
+    except FormatError:
+        return
+    assert (read.ids == codes.ids).all()
+
+
 def test_every_cut_and_every_altered_byte_is_found(packed):
     model, _, data = packed
     for n in range(len(data)):
@@ -156,8 +196,6 @@ def test_every_cut_and_every_altered_byte_is_found(packed):
 @settings(max_examples=100, deadline=None)
 @given(junk=st.binary(max_size=200))
 def test_junk_with_a_valid_checksum_is_a_format_error(packed, junk):
-    import zlib
-
     model, _, data = packed
     with pytest.raises(FormatError):
         Codes.from_bytes(data[:4] + zlib.crc32(junk).to_bytes(4, "big") + junk, model)

@@ -153,7 +153,7 @@ def pack(
     """
     from tokenize_lib.core.files import atomic_write, make_folder
     from tokenize_lib.pose.context import context_folder, load_context
-    from tokenize_lib.quantize.codes import load_codes
+    from tokenize_lib.quantize.shards import load_codes
 
     context = load_context(model) if context_folder(model).is_dir() else None
     folder, clips = make_folder(out), load_codes(data)

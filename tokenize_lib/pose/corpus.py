@@ -30,9 +30,10 @@ from tokenize_lib.pose.clips import (
 )
 from .prepare import _files, _own_id
 from .skeleton import Skeleton, load_skeleton
-from ..quantize.codes import Codes, load_codes, write_code_indices
+from ..quantize.codes import Codes, write_code_indices
 from tokenize_lib.quantize.shards import (
     INDEX,
+    load_codes,
     read_index,
     read_indexed,
     read_shard,
