@@ -28,7 +28,8 @@ from tokenize_lib.pose.preprocess import Processed
 from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, train_tokenizer
-from tokenize_lib.quantize.context import ContextConfig, ContextModel, compress
+from tokenize_lib.quantize.context import ContextConfig, ContextModel
+from tokenize_lib.quantize.context_coding import compress
 
 TINY = {
     "train": {"batch_size": 4, "window_T": 32, "max_steps": 12},

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tokenize_lib.core.errors import DataError, FormatError
 from tokenize_lib.quantize.codes import Codes
-from tokenize_lib.quantize.context import ContextConfig, ContextModel, code_bits, compress, decompress
+from tokenize_lib.quantize.context import ContextConfig, ContextModel, known_tables
+from tokenize_lib.quantize.context_coding import code_bits, compress, decompress
 from tokenize_lib.quantize.generate import continue_codes
 from tokenize_lib.quantize.range_coder import RangeReader, RangeWriter
 
@@ -73,7 +74,7 @@ def test_frequencies_do_not_depend_on_blocks_threads_or_a_copy():
     def all_tables(which, block):
         return [
             np.concatenate(parts)
-            for parts in zip(*(t for _, t in which.exact.tables(ids, block)), strict=True)
+            for parts in zip(*(t for _, t in known_tables(which.exact, ids, block)), strict=True)
         ]
 
     first = all_tables(model, 512)

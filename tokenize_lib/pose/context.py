@@ -25,7 +25,8 @@ from .preprocess import Processed
 from .tokenizer import PoseTokenizer, require_one_scale
 from .train import processed, split_clips
 from .vq import evaluating
-from ..quantize.context import ContextModel, compress, decompress
+from ..quantize.context import ContextModel
+from ..quantize.context_coding import compress, decompress
 from tokenize_lib.quantize.context_training import (
     ContextRunConfig,
     ContextTrainConfig,

@@ -31,7 +31,8 @@ from tokenize_lib.pose.metrics import (
 from .preprocess import Processed, invert
 from .tokenizer import PoseTokenizer
 from .train import processed, reconstruct
-from ..quantize.context import ContextModel, compress
+from ..quantize.context import ContextModel
+from ..quantize.context_coding import compress
 from ..quantize.usage import CodeUsage, collapse_risk
 
 # %% ../../nbs/pose/85_evaluate.ipynb #e3fdacf9

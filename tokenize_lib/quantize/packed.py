@@ -153,13 +153,15 @@ def unpack(
 
 
 def _compress(model: Any, ids: np.ndarray) -> bytes:
-    from tokenize_lib.quantize.context import compress  # brings PyTorch, which packing alone does without
+    from tokenize_lib.quantize.context_coding import (
+        compress,
+    )  # brings PyTorch, which packing alone does without
 
     return compress(model, ids)
 
 
 def _decompress(model: Any, data: bytes, shape: Sequence[int]) -> np.ndarray:
-    from tokenize_lib.quantize.context import decompress
+    from tokenize_lib.quantize.context_coding import decompress
 
     return decompress(model, data, shape)
 
