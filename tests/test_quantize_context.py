@@ -116,14 +116,27 @@ def test_the_model_follows_its_weights():
     assert code_bits(model, ids)[:, 0].sum() < before[:, 0].sum()
 
 
+def unlikely_symbols(seed, n):
+    """Symbols that do not follow their tables, and tables of any length."""
+    rng = np.random.default_rng(seed)
+    tables = [np.floor(rng.exponential(1, rng.integers(1, 40)) * 1000) for _ in range(n)]
+    tables = [t + (t.sum() == 0) for t in tables]
+    return np.array([rng.integers(0, len(t)) for t in tables], int), tables
+
+
+@pytest.mark.parametrize("seed, n", [(404, 8), (447, 30), (515, 30), (968, 30), (2260, 30)])
+def test_a_last_word_that_carries_into_earlier_ones(seed, n):
+    """The interval of the last symbol goes beyond the end of a word: a number cut short has to stay inside."""
+    symbols, tables = unlikely_symbols(seed, n)
+    writer = RangeWriter()
+    writer.write(symbols, tables)
+    assert RangeReader(writer.finish()).read(tables).tolist() == symbols.tolist()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_range_coder_in_any_pieces(data):
-    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    n = data.draw(st.integers(0, 60))
-    tables = [np.floor(rng.exponential(1, rng.integers(1, 40)) * 1000) for _ in range(n)]
-    tables = [t + (t.sum() == 0) for t in tables]
-    symbols = np.array([rng.integers(0, len(t)) for t in tables], int)  # likely or not
+    symbols, tables = unlikely_symbols(data.draw(st.integers(0, 999)), n := data.draw(st.integers(0, 60)))
     writer, at = RangeWriter(), 0
     while at < n:
         step = data.draw(st.integers(1, 20))
