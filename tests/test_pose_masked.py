@@ -18,12 +18,11 @@ from tokenize_lib.pose.masked import (
     code_tensors,
     fill,
     hidden_spans,
-    hiding_rounds,
     load_predictor,
     masked_terms,
     save_predictor,
-    train_masked_predictor,
 )
+from tokenize_lib.pose.masked_training import hiding_rounds, train_masked_predictor
 from tokenize_lib.pose.preprocess import Processed
 from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
