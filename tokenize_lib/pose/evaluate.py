@@ -113,7 +113,7 @@ def reencode_agreement(
         (seen,) = processed(tokenizer, [clip])
         x_hat, codes = reconstruct(tokenizer, seen)
         x_hat = pin_root(x_hat, tokenizer.skeleton, tokenizer.config.data.preprocess)
-        pose = invert(x_hat, {"scale": seen.scale, "root": seen.root})
+        pose = invert(x_hat, seen)
         decoded = Clip(pose, None, tokenizer.fps, clip.id, skeleton=tokenizer.skeleton)
         _, again = reconstruct(tokenizer, processed(tokenizer, [decoded])[0])
         kept = (again == codes).reshape(-1, len(same))
