@@ -177,7 +177,7 @@ class MultiScaleConfig(Config):
     num_codebooks: int = Field(2, ge=1, le=32, description="layers of a coarse token")
     codebook_size: int = Field(1024, ge=2, description="codes of a coarse layer")
 
-
+# %% ../../nbs/pose/20_config.ipynb #cc5d25f7
 class ModelConfig(Config):
     "The network."
 
@@ -259,7 +259,7 @@ class LossConfig(Config):
     )
     masked_pred: MaskedPredictionConfig = MaskedPredictionConfig()
 
-
+# %% ../../nbs/pose/20_config.ipynb #4593acc8
 class PoseConfig(Config):
     "Everything that defines a pose tokenizer run."
 

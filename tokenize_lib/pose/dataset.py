@@ -162,7 +162,7 @@ def cut(
     w = (at - low).astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
     return x[low] * (1 - w) + x[np.minimum(low + 1, len(x) - 1)] * w
 
-
+# %% ../../nbs/pose/40_dataset.ipynb #7909ff69
 class PoseBatches:
     "The batch of every step of a run; picklable and without state."
 

@@ -301,7 +301,7 @@ def preprocess_clip(
     x, conf = (map_joints(a, source, skeleton).astype(np.float32) for a in (pose, conf))
     return Processed(x, conf, scale, root if cfg.root_relative and cfg.keep_root_trajectory else None, counts)
 
-
+# %% ../../nbs/pose/30_preprocess.ipynb #928a6321
 def _scale(pose, root, source, cfg, dataset_scale):
     scope = scale_scope(cfg, pose.shape[-1])
     if scope != "dataset":
