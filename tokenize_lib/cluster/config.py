@@ -50,7 +50,19 @@ class NetworkConfig(Config):
     heads: int = Field(4, ge=1, description="transformer only")
     dropout: float = Field(0.1, ge=0, lt=1)
     dim: int = Field(64, ge=1, description="length of the embedding")
-    objective: Literal["reconstruction", "next_code", "masked_code", "contrastive"] = "reconstruction"
+    max_tokens: int = Field(512, ge=8, description="read at once; a longer clip is the mean of its pieces")
+    learn_codes: bool = Field(False, description="training moves the codes' vectors from where they start")
+    objective: Literal["trajectory", "reconstruction", "next_code", "masked_code", "contrastive"] = (
+        "trajectory"
+    )
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self):
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden: found {self.hidden}; allowed multiples of 2 x heads = {2 * self.heads}"
+            )
+        return self
 
 
 class EncoderTrainConfig(TrainConfig):
