@@ -23,6 +23,9 @@ class PreprocessConfig(Config):
     root_relative: bool = True
     root_joint: int | str | list[str] | None = Field(None, description="null: the skeleton's own root")
     keep_root_trajectory: bool = True
+    facing: Literal["as_is", "first"] = Field(
+        "as_is", description="first: turn each clip about the vertical so that it begins facing one way (3D)"
+    )
     scale_norm: bool = True
     scale_mode: Literal["shoulder_width", "bone_length_mean", "torso"] = "bone_length_mean"
     scale_scope: Literal["frame", "clip", "dataset"] | None = Field(
