@@ -84,9 +84,7 @@ class NetworkEncoder(SequenceEncoder):
         self.register_buffer("centre", torch.zeros(self.token_dim))
         self.register_buffer("unit", torch.ones(()))
         books = [getattr(self, f"vectors_{q}") for q in range(len(self.about["codebook_sizes"]))]
-        self.codes = nn.ParameterList(
-            nn.Parameter(torch.zeros_like(b), cfg.learn_codes) for b in books
-        )  # moves
+        self.moves = nn.ParameterList(torch.zeros_like(b) for b in books if cfg.learn_codes)  # in units
         self.token = nn.Linear(self.token_dim, cfg.embed_dim)
         self.blank = nn.Parameter(torch.zeros(cfg.embed_dim))  # stands for a token that is hidden
         self.summary = nn.Linear(2 * self.width, cfg.dim)
@@ -136,9 +134,9 @@ class NetworkEncoder(SequenceEncoder):
         codes: Tensor,  # [B, L, groups, layers]
     ) -> Tensor:  # [B, L, groups * d]
         "The tokens as vectors of mean 0 and spread 1, all layers added."
-        layers = [getattr(self, f"vectors_{q}")[codes[..., q]] + move[codes[..., q]] * self.unit
-                  for q, move in enumerate(self.codes)]  # fmt: skip
-        return (sum(layers).flatten(2) - self.centre) / self.unit
+        layers = [getattr(self, f"vectors_{q}")[codes[..., q]] for q in range(codes.shape[-1])]
+        moves = [move[codes[..., q]] for q, move in enumerate(self.moves)]
+        return (sum(layers).flatten(2) - self.centre) / self.unit + (sum(moves).flatten(2) if moves else 0)
 
     def read(
         self,
