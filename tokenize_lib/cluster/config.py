@@ -33,6 +33,7 @@ class FingerprintConfig(Config):
 
     points: int = Field(16, ge=2, description="points to which each path is stretched")
     components: int = Field(30, ge=1, description="principal components kept of the stretched path")
+    width: int = Field(64, ge=1, description="principal directions kept of token vectors that are wider")
     smoothing: bool = Field(
         True, description="weights 1 2 1 over neighbouring tokens, against quantisation noise"
     )

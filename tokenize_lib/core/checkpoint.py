@@ -200,6 +200,9 @@ MODELS: dict[str, str] = {
     "pose_tokenizer": "tokenize_lib.pose.tokenizer:PoseTokenizer",
     "masked_predictor": "tokenize_lib.pose.masked:MaskedPredictor",
     "context_model": "tokenize_lib.quantize.context:ContextModel",
+    "cluster_fingerprint": "tokenize_lib.cluster.fingerprint:Fingerprint",
+    "cluster_lstm": "tokenize_lib.cluster.encoders:LstmEncoder",
+    "cluster_transformer": "tokenize_lib.cluster.encoders:TransformerEncoder",
 }
 
 
