@@ -14,7 +14,9 @@ FLOOR = {"core": 1, "quantize": 2, "pose": 3, "cluster": 3, "dyad": 3, "hsi": 3,
 HEAVY = set("lightning pytorch_lightning wandb plotly transformers umap hdbscan sklearn ray dask".split())
 # what encode() must never pull in: it needs torch, numpy, pydantic and safetensors alone
 FORBIDDEN = "lightning wandb plotly transformers scipy matplotlib yaml rich typer fastcore".split()
-ABOUT = {"tokenize_lib.core.training": {"lightning"}}  # modules about a heavy library may import it
+ABOUT = {
+    f"tokenize_lib.core.{m}": {"lightning"} for m in ("loggers", "training")
+}  # modules about a heavy library
 
 FILES = {
     ".".join(["tokenize_lib", *p.relative_to(PACKAGE).with_suffix("").parts]): p

@@ -1,6 +1,7 @@
 """Rules of the house that are read from the source: declared dependencies, no pickle, no swallowed errors, no open ends."""
 
 import ast
+import json
 import re
 import sys
 from configparser import ConfigParser
@@ -18,6 +19,12 @@ OPTIONAL = {
     "wandb",
 }  # imported where they are asked for, with an error that says what to install
 DEVELOPMENT = {"showdoc_table": {"fastcore", "nbdev"}}  # part of the documentation, not of the library
+
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+CELL, MODULE = 100, 500  # lines; far above what is aimed at, which CONTRIBUTING.md says
+LONG = {  # what was longer before there was a limit: nothing is added here
+    "pose/82_masked", "pose/83_multiscale", "quantize/40_context", "pose.masked",
+}  # fmt: skip
 
 
 def name(path):
@@ -66,3 +73,22 @@ def test_no_pickle_no_silence_no_open_ends(path):
         path.read_text(encoding="utf-8"),
     )
     assert not found
+
+
+def notebook(path):
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook)
+def test_exported_cells_can_be_read_at_a_glance(path):
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    long = [
+        c.splitlines()[1] for c in cells if re.match(r"#\s*\|\s*export", c) and len(c.splitlines()) > CELL
+    ]
+    assert not long or notebook(path) in LONG, f"split them, with a sentence of why between: {long}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_modules_can_be_read_in_one_sitting(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MODULE or name(path) in LONG, f"{lines} lines: make two notebooks of it"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import chain
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -19,7 +20,8 @@ from tokenize_lib.core.errors import ConfigError, DataError, FormatError, Tokeni
 from tokenize_lib.core.parallel import work_through
 from tokenize_lib.pose import corpus
 from tokenize_lib.pose.clips import Clip, read_clip, write_clip
-from tokenize_lib.pose.corpus import decode_corpus, encode_corpus
+from tokenize_lib.pose.corpus import encode_corpus
+from tokenize_lib.pose.corpus_decode import decode_corpus
 from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import resolve_config, train_tokenizer
@@ -66,6 +68,12 @@ def whole(tmp_path_factory, model, source):
     report = encode_corpus(model, source, out, shards=5, quiet=True)
     assert (report.done, report.shards) == (30, 5) and {f for f, _ in report.failures} == BAD
     return out
+
+
+def encoding(model, source, out, *more):
+    """The words of a call that writes five shards."""
+    where = {"--model": model, "--data": source, "--out": out, "--shards": 5}
+    return ["pose", "encode", *chain(*where.items()), *more]
 
 
 def files(folder):
@@ -151,20 +159,7 @@ def until_shard(process, out, n):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_call_is_resumed_to_the_same_bytes(tmp_path, model, source, whole, jobs):
-    words = [
-        "pose",
-        "encode",
-        "--model",
-        model,
-        "--data",
-        source,
-        "--out",
-        tmp_path / "out",
-        "--shards",
-        5,
-        "--jobs",
-        jobs,
-    ]
+    words = encoding(model, source, tmp_path / "out", "--jobs", jobs)
     slow = "import tokenize_lib.pose.corpus as c, time; w = c.write_shard\n"
     slow += "c.write_shard = lambda *a: (time.sleep(0.3), w(*a))\n" if jobs == 1 else ""
     code = slow + "from tokenize_lib.cli.main import run; run()"
@@ -277,19 +272,7 @@ def test_a_damaged_shard_costs_itself_alone(tmp_path, model, whole):
 def test_the_command_line_writes_the_same_with_two_processes_and_lists_failures(
     tmp_path, model, source, whole
 ):
-    words = [
-        "pose",
-        "encode",
-        "--model",
-        model,
-        "--data",
-        source,
-        "--out",
-        tmp_path / "out",
-        "--shards",
-        5,
-        "--json",
-    ]
+    words = encoding(model, source, tmp_path / "out", "--json")
     code = "from tokenize_lib.cli.main import run; run()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words), "--jobs", "2"], capture_output=True, text=True

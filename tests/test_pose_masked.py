@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import TINY, tiny_motion
 
 from tokenize_lib.core.config import load_config, merge
 from tokenize_lib.core.errors import ConfigError, DataError, FormatError
@@ -22,25 +23,15 @@ from tokenize_lib.pose.masked import (
     train_masked_predictor,
 )
 from tokenize_lib.pose.preprocess import Processed
-from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, train_tokenizer
 
-TINY = {
-    "train": {"batch_size": 4, "window_T": 32, "max_steps": 12},
-    "model": {
-        "d_model": 16,
-        "encoder": {"latent_dilations": [1, 3]},
-        "quantizer": {"codebook_size": 16, "code_dim": 8, "num_codebooks": 2},
-    },
-    "logging": {"tensorboard": False},
-}
 MASKED = {"loss": {"masked_pred": {"enabled": True, "width": 16, "heads": 2}}}
 
 
 @pytest.fixture(scope="module")
 def motion():
-    return synthetic_motion(24, seed=1, frames=(10, 60))
+    return tiny_motion()
 
 
 @pytest.fixture(scope="module")

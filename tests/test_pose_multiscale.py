@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import TINY, tiny_motion
 
 from tokenize_lib.core.config import merge
 from tokenize_lib.core.errors import ConfigError, FormatError
@@ -12,26 +13,16 @@ from tokenize_lib.pose.evaluate import evaluate_tokenizer
 from tokenize_lib.pose.exact import clip_codes, clip_motion, exact_codes
 from tokenize_lib.pose.multiscale import MultiScaleTokenizer, join_streams
 from tokenize_lib.pose.onnx import export_onnx
-from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import resolve_config, train_tokenizer
 from tokenize_lib.quantize.codes import Codes
 
-TWO = {
-    "train": {"batch_size": 4, "window_T": 32, "max_steps": 12},
-    "model": {
-        "d_model": 16,
-        "encoder": {"latent_dilations": [1, 3]},
-        "quantizer": {"codebook_size": 16, "code_dim": 8, "num_codebooks": 2},
-        "multi_scale": {"enabled": True, "num_codebooks": 3, "codebook_size": 8},
-    },
-    "logging": {"tensorboard": False},
-}
+TWO = merge(TINY, {"model": {"multi_scale": {"enabled": True, "num_codebooks": 3, "codebook_size": 8}}})
 
 
 @pytest.fixture(scope="module")
 def motion():
-    return synthetic_motion(24, seed=1, frames=(10, 60))
+    return tiny_motion()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import Json, Quiet, emit, grid, guarded, tell
+from .common import Json, OutOrNone, Quiet, emit, grid, guarded, tell
 
 # %% ../../nbs/cli/30_data.ipynb #0f6b702d
 app = typer.Typer(
@@ -128,12 +128,7 @@ def compare(
             metavar="RUN...", help="Runs, metrics.json files, or folders with runs somewhere below."
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Write comparison.md, .csv and .html there. Default: print only."
-        ),
-    ] = None,
+    out: OutOrNone = None,
     style: Annotated[
         Literal["table", "markdown", "csv", "html"],
         typer.Option("--format", help="How to print: for a terminal, or for a file."),
@@ -146,7 +141,7 @@ def compare(
 ) -> int:
     """Put many runs into one table, with the settings they differ in in front.
 
-    Broken and unfinished runs keep their row, and make the exit code 1.
+    Broken and unfinished runs keep their row, and make the exit code 1. OUT gets comparison.md, .csv and .html.
 
     Example: `tokenize-lib compare runs --metric mpjpe --format markdown`
     """

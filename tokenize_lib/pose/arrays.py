@@ -79,7 +79,7 @@ def read_array(
         raise FormatError("not an array of numbers", file=path, found=found, expected="float32 [T, J, D]")
     return array
 
-
+# %% ../../nbs/pose/13h_arrays.ipynb #ad1581c8
 def is_motion_array(shape: tuple[int, ...]) -> bool:
     "Whether an array of this shape can be motion."
     return (
@@ -90,7 +90,7 @@ def is_motion_array(shape: tuple[int, ...]) -> bool:
         and shape[1] in _FEATURES
     )
 
-
+# %% ../../nbs/pose/13h_arrays.ipynb #4c8f4880
 def array_recording(
     array: np.ndarray,  # [T, J, D], [T, J, D + 1] or [T, 263]
     file: Any,

@@ -354,7 +354,7 @@ def _load_foreign(source: Path, skeleton: Any, strict: bool, but: Path | None = 
     motion = _as_set(folder, dict(zip(clips, ids, strict=True)), failures, skeleton, strict)
     return motion if source.is_dir() else replace(motion, name=source.stem)
 
-
+# %% ../../nbs/pose/10_clips.ipynb #c6d8b2e2
 def _as_set(
     folder: Path, clips: dict[str, Clip], failures: list[tuple[str, str]], skeleton: Any, strict: bool
 ) -> MotionSet:

@@ -70,6 +70,8 @@ class Prepared:
         side = {"scale": np.asarray(self.seen.scale).tolist()}
         if self.seen.root is not None:
             side["root"] = self.seen.root.tolist()
+        if self.seen.heading:
+            side["heading"] = self.seen.heading
         if self.resampled is not self.clip:
             side["source"] = {"fps": self.clip.fps, "length": len(self.clip)}
         return side
@@ -157,6 +159,6 @@ def restore(
     "Undo the preprocessing as far as the codes remember it."
     side = codes.side or {"scale": tokenizer.dataset_scale or 1.0}
     x = pin_root(x, tokenizer.skeleton, tokenizer.config.data.preprocess)
-    pose = invert(x, {"scale": side.get("scale", 1.0), "root": side.get("root")})
+    pose = invert(x, side)
     source = side.get("source")
     return pose if source is None else resample_clip(pose, codes.fps, source["fps"], source["length"])

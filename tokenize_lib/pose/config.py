@@ -23,6 +23,9 @@ class PreprocessConfig(Config):
     root_relative: bool = True
     root_joint: int | str | list[str] | None = Field(None, description="null: the skeleton's own root")
     keep_root_trajectory: bool = True
+    facing: Literal["as_is", "first"] = Field(
+        "as_is", description="first: turn each clip about the vertical so that it begins facing one way (3D)"
+    )
     scale_norm: bool = True
     scale_mode: Literal["shoulder_width", "bone_length_mean", "torso"] = "bone_length_mean"
     scale_scope: Literal["frame", "clip", "dataset"] | None = Field(
@@ -177,7 +180,7 @@ class MultiScaleConfig(Config):
     num_codebooks: int = Field(2, ge=1, le=32, description="layers of a coarse token")
     codebook_size: int = Field(1024, ge=2, description="codes of a coarse layer")
 
-
+# %% ../../nbs/pose/20_config.ipynb #cc5d25f7
 class ModelConfig(Config):
     "The network."
 
@@ -259,7 +262,7 @@ class LossConfig(Config):
     )
     masked_pred: MaskedPredictionConfig = MaskedPredictionConfig()
 
-
+# %% ../../nbs/pose/20_config.ipynb #4593acc8
 class PoseConfig(Config):
     "Everything that defines a pose tokenizer run."
 

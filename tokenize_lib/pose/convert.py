@@ -107,7 +107,7 @@ def _listening() -> Iterator[list[str]]:
         log.propagate = before
         log.removeHandler(heard)
 
-
+# %% ../../nbs/pose/14a_convert.ipynb #89d51873
 def _convert_one(
     source: Path, folder: Path, temp: str, how: dict, target: Skeleton | None, min_frames: int
 ) -> tuple[list[_Written] | TokenizeError, list[str]]:
@@ -232,7 +232,7 @@ def convert(
         temp.rmdir()
     return report
 
-
+# %% ../../nbs/pose/14a_convert.ipynb #229be562
 def _settle(report: ConvertReport, written: list[_Written], out: Path, strict: bool) -> None:
     "Give the clips that go together one skeleton and their names; the others become failures."
     with _listening():
@@ -263,7 +263,7 @@ def _sources(source: Path, out: Path, format: str | None) -> tuple[Path, tuple]:
         raise DataError("holds no motion files", file=source, found=what, expected=expected)
     return source, found
 
-
+# %% ../../nbs/pose/14a_convert.ipynb #3b6c222a
 def _collect(
     results: Any, files: Sequence[Path], folder: Path, report: ConvertReport, strict: bool
 ) -> list[_Written]:

@@ -91,7 +91,7 @@ def _animals(
                           found={k: len(v) for k, v in animals.items()}, expected="the same for all")  # fmt: skip
     return animals
 
-
+# %% ../../nbs/pose/13f_deeplabcut.ipynb #35646d8c
 def dlc_recording(
     values: np.ndarray,  # [T, columns]
     levels: Mapping[str, Sequence[str]],
@@ -116,7 +116,7 @@ def dlc_recording(
         found, unique_names(names), up="-y" if len(axes) == 2 else None, meta={"format": "deeplabcut"}
     )
 
-
+# %% ../../nbs/pose/13f_deeplabcut.ipynb #496cf671
 def read_dlc_csv(
     path: str | os.PathLike,  # as `analyze_videos(save_as_csv=True)` writes it
 ) -> Recording:
@@ -223,7 +223,7 @@ def _from_csv(values: np.ndarray, path: Path) -> Recording | None:
         )
     return rec
 
-
+# %% ../../nbs/pose/13f_deeplabcut.ipynb #adc31aa7
 def read_dlc_h5(
     path: str | os.PathLike,  # as `analyze_videos` writes it
     skeleton: Any = None,  # names of the body parts, where the file keeps them pickled; see `given_skeleton`

@@ -58,7 +58,7 @@ def _csv_format(path: Path) -> str | None:
         return "deeplabcut"
     return "sleap" if is_sleap_table(rows[0]) else "mediapipe" if is_landmark_table(rows[0]) else None
 
-
+# %% ../../nbs/pose/14_formats.ipynb #d8463220
 def _h5_format(path: Path) -> str | None:
     "Which tool wrote this HDF5."
     from tokenize_lib.pose.deeplabcut import dlc_group
@@ -73,7 +73,7 @@ def _npy_format(path: Path) -> str | None:
 
     return "array" if is_motion_array(read_array(path).shape) else None
 
-
+# %% ../../nbs/pose/14_formats.ipynb #932b9506
 _BY_SUFFIX = {".npz": "npz", ".bvh": "bvh", ".c3d": "c3d"}
 _BY_CONTENT = {".json", ".csv", ".h5", ".hdf5", ".npy"}
 _OWN = {
@@ -161,7 +161,7 @@ def _alphapose(path: Path, skeleton: Any) -> dict[str, Recording]:
         raise FormatError("not a list of results", file=path, found=content)
     return {path.stem: alphapose_recording(content, path)}
 
-
+# %% ../../nbs/pose/14_formats.ipynb #cc82bf19
 def _coco(path: Path, skeleton: Any) -> dict[str, Recording]:
     from tokenize_lib.pose.keypoints import coco_recordings
     from tokenize_lib.pose.reading import load_json
@@ -184,7 +184,7 @@ def _mediapipe(path: Path, skeleton: Any) -> dict[str, Recording]:
         return {path.stem: landmarks_recording(load_json(path), path)}
     return {path.stem: landmark_table(*_table(path, is_landmark_table), path)}
 
-
+# %% ../../nbs/pose/14_formats.ipynb #a80d99b8
 def _table(path: Path, fits: Callable[[Sequence[str]], bool]) -> tuple[list[str], list[list[str]]]:
     "Header and rows of a CSV file with one header row."
     from tokenize_lib.pose.reading import read_rows, whole_rows
@@ -218,7 +218,7 @@ def _array(path: Path, skeleton: Any) -> dict[str, Recording]:
 
     return {path.stem: array_recording(read_array(path), path, skeleton)}
 
-
+# %% ../../nbs/pose/14_formats.ipynb #ddd9e4d0
 FORMATS = {
     "openpose": Format("OpenPose: a folder with one JSON file for each frame", _openpose),
     "alphapose": Format("AlphaPose, and COCO's results format: one JSON list", _alphapose),
@@ -269,7 +269,7 @@ def read_motion_file(
         raise DataError("nobody in it: not one point in one frame", file=path)
     return [check_clip(c, file=path) for c in clips]
 
-
+# %% ../../nbs/pose/14_formats.ipynb #27a85cca
 def _plain_clip(path: Path, skeleton: Any, fps: float | None, min_conf: float, drop: Sequence[str]) -> Clip:
     "A `.npz` or `.bvh`, with the same choices as the other formats."
     clip = read_clip(path)
@@ -321,7 +321,7 @@ def motion_sources(
 
 Sources = tuple[list[Path], list[Path], list[tuple[Path, TokenizeError]]]  # what `motion_sources` gives
 
-
+# %% ../../nbs/pose/14_formats.ipynb #145dcfd8
 def foreign_sources(
     path: str | os.PathLike,  # a file or folder
     but: Path | None = None,  # as in `motion_sources`
@@ -369,7 +369,7 @@ def read_sources(
             clips[name] = c
     return dict(zip(clips, share_skeletons(list(clips.values())), strict=True)), failures
 
-
+# %% ../../nbs/pose/14_formats.ipynb #33d99de7
 def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path != folder else path.name
 

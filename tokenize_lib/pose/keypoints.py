@@ -99,7 +99,7 @@ def people_recording(
     key, width = ("pose_keypoints_3d", 4) if has_3d else ("pose_keypoints_2d", 3)
     return _recording({t: _people(f, key, width, name) for t, (f, name) in frames.items()}, file, "openpose")
 
-
+# %% ../../nbs/pose/13d_keypoints.ipynb #3640e008
 def _recording(frames: Mapping[int, list[Detection]], file: Any, tool: str) -> Recording:
     "Tracks, and the skeleton their number of points stands for."
     rec = Recording(tracks(frames, file), up="-y", meta={"format": tool})
@@ -108,7 +108,7 @@ def _recording(frames: Mapping[int, list[Detection]], file: Any, tool: str) -> R
         rec.skeleton = load_skeleton(_LAYOUTS[J][0])
     return rec
 
-
+# %% ../../nbs/pose/13d_keypoints.ipynb #31403c1c
 def sequences(
     folder: str | os.PathLike,
 ) -> dict[str, list[Path]]:  # by video: the JSON files of its frames
@@ -222,7 +222,7 @@ def coco_recordings(
         out[video] = rec
     return out
 
-
+# %% ../../nbs/pose/13d_keypoints.ipynb #44293353
 def _frame_of(image: Mapping) -> float:
     number = next((image[k] for k in ("frame_id", "frame_index") if isinstance(image.get(k), int)), None)
     number = frame_number(image.get("file_name", image["id"])) if number is None else number

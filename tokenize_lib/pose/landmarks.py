@@ -101,7 +101,7 @@ def landmark_frames(
     except FormatError:
         return None
 
-
+# %% ../../nbs/pose/13e_landmarks.ipynb #b0e49fec
 def landmarks_recording(
     content: Any,  # what the JSON says
     file: Any,
@@ -173,7 +173,7 @@ def is_landmark_table(header: Sequence[str]) -> bool:
     "Whether these column names are those of landmarks."
     return landmark_columns(header) is not None or _long_columns(header) is not None
 
-
+# %% ../../nbs/pose/13e_landmarks.ipynb #bb52a4e3
 def landmark_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],  # as many cells each as the header has

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, FormatError
+from .reading import optional_package
 from .recording import Recording, Track, unique_names
 
 # %% ../../nbs/pose/13i_markers.ipynb #b9438d89
@@ -40,17 +41,12 @@ def _parameter(reader: Any, name: str) -> str | None:
         else parameter.bytes.decode("latin-1").strip("\0 ") or None
     )
 
-
+# %% ../../nbs/pose/13i_markers.ipynb #0d7f79a5
 def read_c3d(
     path: str | os.PathLike,  # a `.c3d` file
 ) -> Recording:  # [T, markers, 3]
     "Read the markers of a C3D file; `FormatError` for one that is damaged, `DataError` for one without markers."
-    try:
-        import c3d
-    except ImportError as e:
-        raise DataError(
-            "C3D needs a package that is not installed", file=path, fix="pip install 'tokenize_lib[files]'"
-        ) from e
+    c3d = optional_package("c3d", "C3D", path)
     try:
         with open(path, "rb") as f, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about analogue channels and odd headers

@@ -216,7 +216,7 @@ def _encode_gif(frames: list[Image.Image], seconds: float) -> bytes:
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=ms, loop=0, optimize=True)
     return out.getvalue()
 
-
+# %% ../../nbs/pose/90_plots.ipynb #949013c0
 def animate_overlay(
     path: str | os.PathLike,  # a .gif file, written whole or not at all
     original: np.ndarray,  # [T, J, D]

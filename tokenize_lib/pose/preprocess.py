@@ -16,6 +16,7 @@ import numpy as np
 from ..core.errors import ConfigError, DataError
 from .clips import Clip
 from .config import PreprocessConfig
+from .facing import heading, turn, up_axis
 from .skeleton import Skeleton
 
 # %% ../../nbs/pose/30_preprocess.ipynb #3233fdd3
@@ -263,11 +264,12 @@ class Processed:
         None  # [T, D] float32, what was subtracted; None where nothing was or it was not kept
     )
     counts: RepairCounts = field(default_factory=RepairCounts)
+    heading: dict | None = None  # radians and axis of the turn that was taken out; None where none was
 
     @property
     def side(self) -> dict:
         "What `invert` needs, to be stored beside the codes."
-        return {"scale": self.scale, "root": self.root}
+        return {"scale": self.scale, "root": self.root} | ({"heading": self.heading} if self.heading else {})
 
 
 def preprocess_clip(
@@ -294,14 +296,19 @@ def preprocess_clip(
         scale, counts.scale_floor_frames = _scale(pose, root, source, cfg, dataset_scale)
     if cfg.root_relative:
         pose, counts.root_filled_frames = pose - root[:, None], int(guessed.sum())
+    turned = None
+    if cfg.facing == "first":
+        turned = {"radians": heading(pose, source), "axis": up_axis(source)}
+        pose = turn(pose[None], np.array([-turned["radians"]]), turned["axis"])[0]
     pose = pose / np.reshape(scale, (-1, 1, 1))
     if cfg.smoothing:
         pose = smooth(pose, cfg.smooth_method, cfg.smooth_window, cfg.smooth_polyorder)
     pose = np.where(np.isnan(pose), 0.0, pose) if counts.unfilled_values else pose
     x, conf = (map_joints(a, source, skeleton).astype(np.float32) for a in (pose, conf))
-    return Processed(x, conf, scale, root if cfg.root_relative and cfg.keep_root_trajectory else None, counts)
+    kept = root if cfg.root_relative and cfg.keep_root_trajectory else None
+    return Processed(x, conf, scale, kept, counts, turned)
 
-
+# %% ../../nbs/pose/30_preprocess.ipynb #928a6321
 def _scale(pose, root, source, cfg, dataset_scale):
     scope = scale_scope(cfg, pose.shape[-1])
     if scope != "dataset":
@@ -330,6 +337,7 @@ def preprocess_reach(
         and scale_scope(cfg, dims) == "clip"
         or cfg.smoothing
         and cfg.smooth_method == "lowpass"
+        or cfg.facing == "first"
     ):
         return None
     return (gap + cfg.smooth_window,) * 2 if cfg.smoothing else (gap, gap)
@@ -371,7 +379,7 @@ def invert(
     x: np.ndarray,  # [T, J, D] normalised coordinates
     side: Processed | Mapping,  # `Processed` or its `.side`: scale, a number or [T], and root [T, D] or None
 ) -> np.ndarray:  # [T, J, D] float32 in the data's unit
-    "Undo scale and root; `DataError` when the lengths do not agree. Smoothing is not undone."
+    "Undo scale, heading and root; `DataError` when the lengths do not agree. Smoothing is not undone."
     side = side.side if isinstance(side, Processed) else side
     scale, root = np.asarray(side.get("scale", 1.0), np.float64), side.get("root")
     if scale.ndim and len(scale) != len(x) or root is not None and np.shape(root) != (len(x), x.shape[-1]):
@@ -380,6 +388,8 @@ def invert(
             "side information of another clip", field="side", found=found, expected="the same T and D"
         )
     out = np.asarray(x, np.float64) * scale.reshape(-1, 1, 1)
+    if turned := side.get("heading"):
+        out = turn(out[None], np.array([turned["radians"]]), turned["axis"])[0]
     return (out if root is None else out + np.asarray(root, np.float64)[:, None]).astype(np.float32)
 
 # %% ../../nbs/pose/30_preprocess.ipynb #9ec07718

@@ -270,7 +270,7 @@ def _choose(rec: Recording, skeleton: Skeleton | None, names: Sequence[str] | No
     ]
     return keep, None, tuple(own[j] for j in keep), edges
 
-
+# %% ../../nbs/pose/13b_recording.ipynb #dd42d837
 def to_clips(
     rec: Recording,
     stem: str,  # what to call the clips
@@ -304,7 +304,7 @@ def to_clips(
         clips = _with_inferred(clips, names, edges, rec.up)
     return clips
 
-
+# %% ../../nbs/pose/13b_recording.ipynb #765e9844
 def _with_inferred(
     clips: list[Clip], names: Sequence[str], edges: Sequence[tuple[int, int]], up: str | None
 ) -> list[Clip]:

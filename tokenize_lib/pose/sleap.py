@@ -58,7 +58,7 @@ def _sleap_axes(tracks: Any, nodes: int, path: Any) -> list[str]:
         )
     return fits[0]
 
-
+# %% ../../nbs/pose/13g_sleap.ipynb #db1f26d4
 def read_sleap_h5(
     path: str | os.PathLike,  # SLEAP's analysis file
 ) -> Recording:

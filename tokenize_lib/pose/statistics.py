@@ -159,7 +159,7 @@ class PrepareReport:
             table.add_row("[red]left out[/]", f"and {len(self.failures) - 10} more, see stats.json")
         return table
 
-
+# %% ../../nbs/pose/33_statistics.ipynb #29a9dcaf
 def _bars(counts: Sequence[float]) -> str:
     "A histogram in one line."
     top = max(max(counts), 1)
@@ -169,7 +169,7 @@ def _bars(counts: Sequence[float]) -> str:
 def _per_axis(values: Sequence[float]) -> str:
     return "  ".join(f"{a} {x:.3f}" for a, x in zip("xyz", values, strict=False))
 
-
+# %% ../../nbs/pose/33_statistics.ipynb #48dd20e4
 def _lines(s: Mapping) -> Iterator[tuple[str, str]]:
     n, r, never, conf = s["normalised"], s["repairs"], s["never_seen"], s["confidence"]
     yield (

@@ -48,6 +48,9 @@ def streamable(
     if cfg.smoothing:
         fix = "Train with smoothing=false, or use encode."
         refuse("smoothing looks ahead", "data.preprocess.smoothing", True, fix)
+    if cfg.facing != "as_is":
+        fix = "Train with facing=as_is, or use encode."
+        refuse("a clip is turned by what its first frame shows", "data.preprocess.facing", cfg.facing, fix)
     if scale is not None:
         if not (np.isfinite(scale) and scale > 0):
             raise ConfigError("not a size", field="scale", found=scale, expected="a number above 0")

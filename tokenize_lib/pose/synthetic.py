@@ -76,7 +76,7 @@ class Action:
     period: float  # seconds per cycle
     curves: dict[str, tuple[float, ...]]  # "joint flex|side|twist" or "lift": keys around the cycle
 
-
+# %% ../../nbs/pose/05_synthetic.ipynb #52eb3a82
 ACTIONS = {
     "walk": Action(1.1, {
         "alt_hip flex": (25, 18, 5, -8, -15, -2, 18, 28), "alt_knee flex": (5, 16, 10, 6, 25, 60, 45, 12),
@@ -113,6 +113,10 @@ ACTIONS = {
         "spine flex": (0, 10, 26, 32, 32, 26, 10, 0), "neck flex": (0, 6, 16, 20, 20, 14, 4, 0),
         "both_shoulder flex": (0, 8, 22, 28, 28, 22, 8, 0),
     }),
+}  # fmt: skip
+
+# %% ../../nbs/pose/05_synthetic.ipynb #ac50e054
+ACTIONS |= {
     "wave": Action(1.1, {
         "right_shoulder side": (98, 104, 100, 94), "right_shoulder twist": (88, 94, 90, 84),
         "right_elbow flex": (115, 80, 45, 80), "neck side": (3, 5, 3, 0),

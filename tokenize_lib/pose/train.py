@@ -143,7 +143,7 @@ def reconstruct(
     x_hat = tokenizer.network.decode(tokenizer.quantizer.decode(codes, num_codebooks), len(clip.x))
     return x_hat[0].cpu().numpy(), codes[0].cpu().numpy()
 
-
+# %% ../../nbs/pose/80_train.ipynb #58465101
 class PoseTraining(TrainingModule):
     "A pose tokenizer in training."
 
@@ -220,7 +220,7 @@ class PoseTraining(TrainingModule):
         if self.predictor is not None:
             save_predictor(self.predictor, folder)
 
-
+# %% ../../nbs/pose/80_train.ipynb #9a38441a
 def coded_clips(
     tokenizer: PoseTokenizer,
     clips: Sequence[Processed],
@@ -326,7 +326,7 @@ def train_tokenizer(
     run.finish(metrics)
     return metrics
 
-
+# %% ../../nbs/pose/80_train.ipynb #9e421f78
 def prepare_training(
     motion: MotionSet,
     cfg: PoseConfig,  # resolved
@@ -342,7 +342,7 @@ def prepare_training(
     batches = PoseBatches(seen, cfg.train, tokenizer.skeleton, steps)
     return PoseTraining(tokenizer, batches, processed(tokenizer, val), steps, seen)
 
-
+# %% ../../nbs/pose/80_train.ipynb #ef77312e
 def finished(
     run: Run,  # whose training is over
     train: Sequence[Processed],
