@@ -101,14 +101,14 @@ class SequenceEmbedConfig(Config):
 class HdbscanConfig(Config):
     "Density clustering (`cluster fit-hdbscan`)."
 
-    min_cluster_size: int | None = Field(None, ge=2, description="null: from the number of rows")
-    min_samples: int | None = Field(None, ge=1, description="null: as min_cluster_size, at most 10")
+    min_cluster_size: int | None = Field(None, ge=2, description="null: a thirtieth of the rows, at least 5")
+    min_samples: int | None = Field(None, ge=1, description="null: as min_cluster_size, at most 5")
     cluster_selection_method: Literal["eom", "leaf"] = "eom"
     components: int | None = Field(
         10, ge=1, description="principal components to look for density in; null: all of the embedding"
     )
     prob_thr: float = Field(0.2, ge=0, le=1, description="below this probability a row is an outlier")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class BayesGmmConfig(Config):
@@ -116,13 +116,16 @@ class BayesGmmConfig(Config):
 
     n_components: int | None = Field(None, ge=1, description="clusters; null: chosen without labels")
     max_components: int = Field(30, ge=1, description="most that are looked at where the number is chosen")
-    covariance_type: Literal["full", "tied", "diag", "spherical"] = "diag"
+    components: int | None = Field(
+        10, ge=1, description="principal components to fit; null: all of the embedding"
+    )
+    covariance_type: Literal["full", "tied", "diag", "spherical"] = "tied"
     weight_concentration_prior: float | None = Field(None, gt=0, description="null: 1 / n_components")
-    reg_covar: float = Field(1e-4, gt=0, description="added to variances, as a share of the data's")
+    reg_covar: float = Field(0.1, gt=0, description="added to variances, as a share of the data's")
     n_init: int = Field(5, ge=1, description="restarts; the best one is kept")
     max_iter: int = Field(300, ge=1)
     prob_thr: float = Field(0.2, ge=0, le=1, description="below this probability a row is an outlier")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 # %% ../../nbs/cluster/10_config.ipynb #4fda2f0b
 class EvalConfig(Config):

@@ -56,7 +56,17 @@ def write_assignments(
             f.write(to_json({**row, "cluster": cluster, "probability": round(p, 6)}, indent=None) + "\n")
 
 # %% ../../nbs/cluster/60_models.ipynb #76016a87
-_BLOCK = 4096  # rows worked on at a time
+_BLOCK = 1024  # rows worked on at a time
+_MIXTURE = {
+    "means": "kd",
+    "precisions_cholesky": "kd",
+    "log_offset": "k",
+}  # k clusters, d numbers; precisions may be [k, d, d]
+
+
+def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    "[N, d] times [d, e], each row by itself."
+    return (x[:, None, :] * np.ascontiguousarray(matrix.T)).sum(-1)
 
 
 def _log_joint(
@@ -66,13 +76,13 @@ def _log_joint(
     joint = np.empty((len(x), len(means)))
     for k, (mean, root) in enumerate(zip(means, precisions_cholesky, strict=True)):
         z = x - mean
-        z = z * root if root.ndim == 1 else np.einsum("nd,de->ne", z, root)
+        z = z * root if root.ndim == 1 else _product(z, root)
         joint[:, k] = log_offset[k] - 0.5 * (z * z).sum(1)
     return joint
 
 
 def _mixture_assignment(x: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Assignment:
-    joint = _log_joint(x, **arrays)
+    joint = _log_joint(x, *(arrays[name] for name in _MIXTURE))
     joint -= joint.max(1, keepdims=True)
     best = joint.argmax(1)
     return Assignment(best, 1.0 / np.exp(joint).sum(1))
@@ -109,7 +119,6 @@ def _tree_assignment(
 
 # %% ../../nbs/cluster/60_models.ipynb #6c439b57
 METHODS = ("kmeans", "bayes_gmm", "hdbscan")
-_MIXTURE = {"means": "kd", "precisions_cholesky": "kd", "log_offset": "k"}
 _TREE = {
     "points": "nd",
     "core": "n",
@@ -119,11 +128,12 @@ _TREE = {
     "point_probability": "n",
 }
 _TREE |= {"node_parent": "c", "node_lambda": "c", "node_cluster": "c", "node_max_lambda": "c"}
+_PROJECTION = {"centre": "D", "basis": "Dd"}
 _INDICES = {"point_node": "c", "node_parent": "c", "point_cluster": "k", "node_cluster": "k"}
 
 
 def _check_shapes(method: str, arrays: Mapping[str, np.ndarray], sizes: dict[str, int]) -> None:
-    spec = _TREE if method == "hdbscan" else _MIXTURE
+    spec = (_TREE if method == "hdbscan" else _MIXTURE) | (_PROJECTION if "basis" in arrays else {})
     if set(arrays) != set(spec):
         raise DataError(
             "wrong arrays", field="arrays", found=", ".join(sorted(arrays)), expected=", ".join(spec)
@@ -197,6 +207,8 @@ class ClusterModel:
     @property
     def dim(self) -> int:
         "Numbers a row has."
+        if "basis" in self.arrays:
+            return self.arrays["basis"].shape[0]
         return self.arrays["points" if self.method == "hdbscan" else "means"].shape[1]
 
     @cached_property
@@ -223,9 +235,17 @@ class ClusterModel:
         probability = np.concatenate([p.probability for p in parts])
         return Assignment(np.where(probability < self.prob_thr, -1, cluster), probability)
 
+    def project(
+        self,
+        x: np.ndarray,  # embeddings [N, d]
+    ) -> np.ndarray:  # what the clusters live in: [N, d], or [N, components]
+        "Rows as the model sees them."
+        return _product(x - self.arrays["centre"], self.arrays["basis"]) if "basis" in self.arrays else x
+
     def _assign(self, x: np.ndarray) -> Assignment:
         if not len(x):
             return Assignment(np.zeros(0, np.int64), np.zeros(0))
+        x = self.project(x)
         if self.method == "hdbscan":
             return _tree_assignment(x, self._tree, self.arrays, self.parameters["min_samples"])
         return _mixture_assignment(x, self.arrays)
