@@ -127,10 +127,12 @@ def _clusters_html(table: list[dict]) -> str:
         badge = f"background:{colour};color:{ink_on(colour)};padding:.1rem .5rem;border-radius:5px"
         cells = [f'<td><span style="{badge}">{row["cluster"]}</span></td>']
         for k in list(names)[1:]:
-            value = f"{100 * row[k]:.1f} %" if "share" in k else row[k]
-            value = "; ".join(shortened(v, 40) for v in value.split("; ")[:3]) if k == "nearest" else value
+            value = f"{100 * row[k]:.1f}\u00a0%" if "share" in k else row[k]
+            parts = (
+                [shortened(v, 44) for v in value.split("; ")[:3]] if k == "nearest" else [format_value(value)]
+            )
             kind = "" if k in ("label", "nearest") else ' class="number"'
-            cells.append(f"<td{kind}>{escape(format_value(value))}</td>")
+            cells.append(f"<td{kind}>{'<br>'.join(map(escape, parts))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in names.values())
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -163,11 +165,13 @@ def _time_sections(told: Mapping[str, Any], out: Path) -> list[Section]:
         text = f"{told['bouts']} bouts: a bout is a cluster without interruption."
     if told["joined"]:
         text += " Clips are laid end to end in the order of the file: the order of bouts says something only if that of the clips does."
-    shown = {
-        out / "ethogram.png": "When each cluster happens",
-        out / "usage.png": "How much of the time, and for how long at once",
-    }
-    found = [Section("In time", text, images=shown)]
+    found = [Section("In time", text, images={out / "ethogram.png": "Recordings over time"})]
+    text = "From the commonest cluster to the rarest. The tables are usage.csv and bouts.csv."
+    found.append(
+        Section(
+            "How much, how long", text, images={out / "usage.png": "Share of the time, and length of bouts"}
+        )
+    )
     if told["transitions"]:
         text = f"{told['transitions']} steps from one cluster to another. An outlier or a gap between two bouts breaks the chain."
         images = {

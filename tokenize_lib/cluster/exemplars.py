@@ -108,8 +108,9 @@ def draw_exemplars(
     tokenizer: Any = None,
 ) -> Figure:
     "Rows of embeddings below each other, with the names of their clips."
-    fig = Figure(figsize=(6.5, 1.35 * len(rows)), layout="constrained")
-    for n, ax in zip(rows, fig.subplots(len(rows), 1, squeeze=False)[:, 0], strict=True):
+    fig = Figure(figsize=(6.5, tall := 1.35 * len(rows)))
+    room = {"left": 0.01, "right": 0.99, "bottom": 0.05 / tall, "top": 1 - 0.25 / tall, "hspace": 0.27}
+    for n, ax in zip(rows, fig.subplots(len(rows), 1, squeeze=False, gridspec_kw=room)[:, 0], strict=True):
         at, rate = e.rows[n], e.token_rate
         span = (
             f"{at['start'] / rate:.1f}–{at['stop'] / rate:.1f} s" if rate else f"{at['start']}–{at['stop']}"

@@ -10,6 +10,7 @@ __all__ = ['OUTLIER_COLOUR', 'cluster_colour', 'ink_on', 'user_text', 'shortened
 # %% ../../nbs/cluster/75_pictures.ipynb #26f8b0c6
 import colorsys
 import csv
+import io
 import os
 import warnings
 from collections import Counter
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .config import require
 from .embeddings import Embeddings, embed_codes
@@ -80,12 +82,15 @@ def save_picture(
     path: str | os.PathLike,  # .png
     dpi: int = 110,
 ) -> None:
-    "Write a figure; `DataError` where that is not allowed."
-    with atomic_write(path, "wb") as f, warnings.catch_warnings():
+    "Write a figure in 256 colours, which flat ones do not miss: a third of the size. `DataError` where that is not allowed."
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph"
         )  # a box is drawn; the name is written out beside the picture
-        fig.savefig(f, format="png", dpi=dpi, facecolor="white")
+        fig.savefig(drawn, format="png", dpi=dpi, facecolor="white")
+    with atomic_write(path, "wb") as f, Image.open(drawn) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(f, "PNG", optimize=True)
 
 
 def write_csv(
@@ -242,14 +247,19 @@ def svg_map(
     low, high = place.xy.min(0), place.xy.max(0)
     at = 20 + (place.xy - low) / np.maximum(high - low, 1e-9) * (960, 600)
     at = np.where(high - low > 1e-9, at, (500, 320))
-    r, parts = float(np.clip(160 / np.sqrt(len(at)), 3, 8)), []
+    r, parts, numbers = float(np.clip(160 / np.sqrt(len(at)), 3, 8)), [], []
     for k in np.unique(a.cluster[place.rows]).tolist():
         here = a.cluster[place.rows] == k
         said = (escape(chr(10).join(_said(e, a, n))) for n in place.rows[here])
         dots = (f'<circle cx="{x:.0f}" cy="{640 - y:.0f}" r="{r:.1f}"><title>{text}</title></circle>'
                 for (x, y), text in zip(at[here], said, strict=True))  # fmt: skip
         parts.append(f'<g fill="{cluster_colour(k)}" fill-opacity=".8">{"".join(dots)}</g>')
+        if k >= 0:
+            x, y = at[here][((at[here] - np.median(at[here], axis=0)) ** 2).sum(1).argmin()]
+            numbers.append(f'<text x="{x:.0f}" y="{634 - y:.0f}">{k}</text>')
     style = "width:100%;height:auto;background:#fff;border-radius:6px"
+    halo = 'font-size="22" font-weight="700" text-anchor="middle" paint-order="stroke" stroke="#fff" stroke-width="5" fill="#1c2330"'
+    parts.append(f'<g {halo} style="pointer-events:none">{"".join(numbers)}</g>')
     return f'<svg viewBox="0 0 1000 640" role="img" aria-label="map of clusters" style="{style}">{"".join(parts)}</svg>'
 
 # %% ../../nbs/cluster/75_pictures.ipynb #2964a5e6
@@ -317,8 +327,9 @@ def draw_sheet(
 ) -> Figure:
     "One cluster: where it is, how sure its members are, and which are nearest to its centre."
     rows, distance = members
-    fig = Figure(figsize=(9, 2.9), layout="constrained")
-    where, sure, names = fig.subplots(1, 3, width_ratios=[1.1, 0.9, 1.7])
+    fig = Figure(figsize=(9, 2.9))
+    room = {"left": 0.01, "right": 0.985, "bottom": 0.1, "top": 0.88, "wspace": 0.13}
+    where, sure, names = fig.subplots(1, 3, width_ratios=[1.1, 0.9, 1.7], gridspec_kw=room)
     ours = np.isin(place.rows, rows)
     where.scatter(*place.xy[~ours].T, s=4, color="#dfe2e7", lw=0)
     where.scatter(*place.xy[ours].T, s=14, color=cluster_colour(cluster), lw=0)

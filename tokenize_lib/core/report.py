@@ -98,7 +98,8 @@ h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .75rem; letter-spacing: -.02
 h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; letter-spacing: -.01em }
 p { max-width: 44rem; margin: .5rem 0 }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding-bottom: 1rem; border-bottom: 1px solid var(--line) }
-nav a { color: var(--accent); text-decoration: none }
+a { color: var(--accent) }
+nav a { text-decoration: none }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem 1.25rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
