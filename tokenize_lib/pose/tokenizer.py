@@ -116,6 +116,16 @@ class PoseTokenizer(TokenizerModel):
             return decode_codes(self, codes, num_codebooks)
         return [x for part in parts(codes) for x in decode_many(self, part, num_codebooks)]
 
+    def sketch(
+        self,
+        signal: np.ndarray,  # [T, J, D] decoded
+        axes: Any,  # matplotlib
+    ) -> None:
+        "Draw a movement as a strip of bodies."
+        from tokenize_lib.pose.plots import draw_strip
+
+        draw_strip(axes, signal, self.skeleton)
+
     def stream(
         self,
         fps: float | None = None,  # of what will be pushed; has to be the model's

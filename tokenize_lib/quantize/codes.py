@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'Stream', 'header_of', 'entry_of', 'Codes', 'write_code_indices', 'check_unique',
-           'read_code_indices', 'read_clip', 'Tokenizer']
+           'read_code_indices', 'read_clip', 'Tokenizer', 'Sketches']
 
 # %% ../../nbs/quantize/30_codes.ipynb #0ec1a85a
 import math
@@ -332,3 +332,11 @@ class Tokenizer(Protocol):
 
     def decode(self, codes: Codes) -> Any:
         "The signal, exactly as long as the one encoded."
+
+# %% ../../nbs/quantize/30_codes.ipynb #7056aab0
+@runtime_checkable
+class Sketches(Protocol):
+    "A tokenizer that can draw its signals."
+
+    def sketch(self, signal: Any, axes: Any) -> None:
+        "Draw one decoded signal, small, into matplotlib axes."
