@@ -28,19 +28,25 @@ class SelectionConfig(Config):
     repeats: int = Field(10, ge=1, description="subsamples, splits and starting points for every measurement")
     share: float = Field(0.7, gt=0, lt=1, description="of the clips in each of two overlapping subsamples")
     n_init: int = Field(3, ge=1, description="restarts of k-means")
-    replaced: float = Field(0.3, ge=0, le=1, description="noise: share of codes replaced by one of their nearest codes")
+    replaced: float = Field(
+        0.3, ge=0, le=1, description="noise: share of codes replaced by one of their nearest codes"
+    )
     nearest: int = Field(5, ge=1, description="noise: codes that are near")
     tempo: float = Field(0.4, ge=0, description="tempo: largest change, as a logarithm of the length")
     kept: float = Field(0.8, gt=0, le=1, description="crop: share of a clip that is left")
     points: int = Field(16, ge=2, description="views: points to which the shape of a path is stretched")
     components: int = Field(30, ge=1, description="views: principal components of the shape")
-    strength: float = Field(0.8, gt=0, le=1, description="prediction strength that a number of clusters has to reach")
+    strength: float = Field(
+        0.8, gt=0, le=1, description="prediction strength that a number of clusters has to reach"
+    )
     seed: int = Field(0, ge=0)
 
 
 def _clusters(x: np.ndarray, k: int, cfg: SelectionConfig, *place: int) -> Any:
     "k-means of scikit-learn, fitted; one start for each place and seed."
-    means = require("sklearn.cluster").KMeans(k, n_init=cfg.n_init, random_state=step_seed(cfg.seed, 82, *place))
+    means = require("sklearn.cluster").KMeans(
+        k, n_init=cfg.n_init, random_state=step_seed(cfg.seed, 82, *place)
+    )
     return means.fit(np.ascontiguousarray(x, np.float64))
 
 
@@ -53,7 +59,12 @@ def _check(x: np.ndarray, k: int) -> np.ndarray:
     "[N, d] float64 that can be split in two halves of k clusters each."
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise DataError("not finite" if x.ndim == 2 else "wrong shape", field="x", found=x.shape, expected="[clips, dim] numbers")
+        raise DataError(
+            "not finite" if x.ndim == 2 else "wrong shape",
+            field="x",
+            found=x.shape,
+            expected="[clips, dim] numbers",
+        )
     if not 1 <= k <= len(x) // 2:
         fix = "A half of the clips has to hold all clusters: take fewer of them, or more clips."
         raise DataError("too many clusters", field="k", found=k, expected=f"1 to {len(x) // 2}", fix=fix)
@@ -70,7 +81,9 @@ def stability(
     size = max(k, int(cfg.share * len(x)))
     for r in range(cfg.repeats):
         rng = np.random.default_rng(step_seed(cfg.seed, 821, r))
-        a, b = (_clusters(x[rng.permutation(len(x))[:size]], k, cfg, 1, r, side).predict(x) for side in (0, 1))
+        a, b = (
+            _clusters(x[rng.permutation(len(x))[:size]], k, cfg, 1, r, side).predict(x) for side in (0, 1)
+        )
         found.append(_agreement(a, b))
     return float(np.mean(found))
 
@@ -113,7 +126,9 @@ def changed_codes(
     return replace(codes, codes=np.concatenate(changed), offsets=offsets)
 
 
-def _changed(ids: np.ndarray, change: str, alike: list[np.ndarray], cfg: SelectionConfig, rng: np.random.Generator) -> np.ndarray:
+def _changed(
+    ids: np.ndarray, change: str, alike: list[np.ndarray], cfg: SelectionConfig, rng: np.random.Generator
+) -> np.ndarray:
     tokens = len(ids)
     if change == "tempo":
         length = max(1, round(tokens * np.exp(rng.uniform(-cfg.tempo, cfg.tempo))))
@@ -159,7 +174,12 @@ def choose_k(
     cfg = config or SelectionConfig()
     possible = sorted({k for k in candidates if 1 <= k <= len(x) // 2})
     if not possible:
-        raise DataError("too few clips", field="candidates", found=list(candidates), expected=f"numbers from 1 to {len(x) // 2}")
+        raise DataError(
+            "too few clips",
+            field="candidates",
+            found=list(candidates),
+            expected=f"numbers from 1 to {len(x) // 2}",
+        )
     strength = {k: prediction_strength(x, k, cfg) for k in possible}
     strong = [k for k in possible if strength[k] >= cfg.strength]
     return (max(strong) if strong else max(possible, key=lambda k: (strength[k], -k))), strength
@@ -181,7 +201,12 @@ def code_views(
         shape = stretched(path - path.mean(0), cfg.points, smoothing=False).ravel()
         rows.append((path.mean(0), path.std(0), np.log(steps + tiny), shape))
     place, amount, path, shape = (np.stack(view) for view in zip(*rows, strict=True))
-    return {"place": place, "amount": amount, "path": path, "shape": shape @ principal_axes(shape, cfg.components)}
+    return {
+        "place": place,
+        "amount": amount,
+        "path": path,
+        "shape": shape @ principal_axes(shape, cfg.components),
+    }
 
 # %% ../../nbs/cluster/82_selection.ipynb #068c76af
 def view_agreement(
@@ -223,7 +248,9 @@ def choose_method(
 ) -> list[Choice]:  # the best one first
     "Rank embeddings without labels."
     if not candidates or not ks:
-        raise DataError("nothing to choose from", field="ks" if candidates else "candidates", expected="at least one")
+        raise DataError(
+            "nothing to choose from", field="ks" if candidates else "candidates", expected="at least one"
+        )
     cfg = config or SelectionConfig()
     changed = {c: changed_codes(codes, vectors, c, cfg) for c in CHANGES}
     views = code_views(codes, vectors, cfg)
