@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from .config import require
-from .distances import principal_axes, stretched
+from .paths import path_lengths, principal_directions, smoothed, stretched
 from .sequences import CodeSet, token_vectors
 from ..core.config import Config
 from ..core.errors import DataError
@@ -196,16 +196,16 @@ def code_views(
     tiny = 1e-3 * max(float(tokens.std()), 1e-12)
     rows = []
     for path in np.split(tokens, codes.offsets[1:-1]):
-        path = stretched(path, len(path))  # the same length, smoothed
-        steps = np.abs(np.diff(path, axis=0)).sum(0)
-        shape = stretched(path - path.mean(0), cfg.points, smoothing=False).ravel()
+        path = smoothed(path)
+        steps = path_lengths(path)
+        shape = stretched(path - path.mean(0), cfg.points).ravel()
         rows.append((path.mean(0), path.std(0), np.log(steps + tiny), shape))
     place, amount, path, shape = (np.stack(view) for view in zip(*rows, strict=True))
     return {
         "place": place,
         "amount": amount,
         "path": path,
-        "shape": shape @ principal_axes(shape, cfg.components),
+        "shape": shape @ principal_directions(shape, cfg.components),
     }
 
 # %% ../../nbs/cluster/82_selection.ipynb #068c76af
