@@ -69,12 +69,13 @@ def read_code_line(
     shared = head | {k: entry[k] for k in _SHARED if k in entry}
     if missing := [k for k in ("id", "length") if k not in entry] + [k for k in _SHARED if k not in shared]:
         raise FormatError("missing", field=missing[0], fix="Begin with a line of " + ", ".join(_SHARED) + ".")
+    if not isinstance(entry["codes"], list):
+        raise FormatError("not a list", field="codes", found=type(entry["codes"]).__name__)
     try:
         own = {k: entry[k] for k in ("id", "label", "fps") if k in entry}
-        return Codes(list(entry["codes"]), length=entry["length"], **shared, **own)
-    except (DataError, TypeError) as e:
-        about = {k: getattr(e, k) for k in ("field", "found", "expected")} if isinstance(e, DataError) else {}
-        raise FormatError(getattr(e, "problem", str(e)), **about) from e
+        return Codes(entry["codes"], length=entry["length"], **shared, **own)
+    except DataError as e:
+        raise FormatError(e.problem, field=e.field, found=e.found, expected=e.expected) from e
 
 # %% ../../nbs/cluster/70_online.ipynb #37427449
 _CHUNK, _LONGEST = 2**16, 2**26  # bytes of one read, and of a line
