@@ -44,20 +44,32 @@ class NetworkConfig(Config):
     "A recurrent or attention network over code sequences."
 
     embed_dim: int = Field(32, ge=1, description="width of a token's vector, all layers together")
-    hidden: int = Field(128, ge=1, description="width of the network")
+    hidden: int = Field(96, ge=1, description="width of the network")
     layers: int = Field(1, ge=1)
     bidirectional: bool = Field(True, description="LSTM only")
     heads: int = Field(4, ge=1, description="transformer only")
     dropout: float = Field(0.1, ge=0, lt=1)
     dim: int = Field(64, ge=1, description="length of the embedding")
-    objective: Literal["reconstruction", "next_code", "masked_code", "contrastive"] = "reconstruction"
+    max_tokens: int = Field(512, ge=8, description="read at once; a longer clip is the mean of its pieces")
+    learn_codes: bool = Field(False, description="training moves the codes' vectors from where they start")
+    objective: Literal["trajectory", "reconstruction", "next_code", "masked_code", "contrastive"] = (
+        "trajectory"
+    )
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self):
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden: found {self.hidden}; allowed multiples of 2 x heads = {2 * self.heads}"
+            )
+        return self
 
 
 class EncoderTrainConfig(TrainConfig):
     "The shared training settings, with values that suit short sequences."
 
     batch_size: int = Field(64, ge=1, description="sequences a step")
-    max_steps: int | None = Field(1000, ge=1)
+    max_steps: int | None = Field(400, ge=1)
     max_epochs: int = Field(100000, ge=1)
     num_workers: int = Field(0, ge=0)
     cpu_threads: int | None = Field(1, ge=1)
@@ -67,6 +79,14 @@ class EncoderTrainConfig(TrainConfig):
     crop_tokens: int = Field(
         64, ge=2, description="longer sequences are cut at random to this length in training"
     )
+    mask_share: float = Field(
+        0.3, ge=0, lt=1, description="share of the tokens that are hidden (masked_code, contrastive)"
+    )
+    mask_span: int = Field(4, ge=1, description="tokens hidden in a row (masked_code)")
+    crop_share: float = Field(
+        0.5, gt=0, le=1, description="least share of a clip that a part has (contrastive)"
+    )
+    temperature: float = Field(0.2, gt=0, description="of the similarities (contrastive)")
     val_share: float = Field(
         0.1, gt=0, lt=1, description="share of the clips that decide which model is the best"
     )

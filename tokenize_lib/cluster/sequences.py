@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..quantize.codes import Codes, load_codes
+from ..quantize.codes import Codes
+from ..quantize.shards import load_codes
 
 # %% ../../nbs/cluster/20_sequences.ipynb #95ec70ad
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ __all__ = ['format_value', 'html_table', 'Section', 'write_report']
 # %% ../../nbs/core/55_report.ipynb #82521dc9
 import base64
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -55,10 +55,13 @@ class Section:
     title: str  # heading
     text: str = ""  # plain text; an empty line starts a new paragraph
     table: dict | list[dict] | None = None  # one dictionary is shown as key and value, a list as one row each
-    images: Sequence[str | os.PathLike] = ()  # PNG or GIF files, put into the page
+    images: (
+        Sequence[str | os.PathLike] | Mapping[str | os.PathLike, str]
+    ) = ()  # PNG or GIF files, put into the page; with captions where a file name is not one
+    html: str = ""  # markup that the library has made, put in as it is: text of users has to be escaped
 
 
-def _figure(path: Path) -> str:
+def _figure(path: Path, caption: str) -> str:
     kinds = {b"\x89PNG\r\n\x1a\n": "png", b"GIF87a": "gif", b"GIF89a": "gif"}
     try:
         data = path.read_bytes()
@@ -67,7 +70,7 @@ def _figure(path: Path) -> str:
     kind = next((k for start, k in kinds.items() if data.startswith(start)), None)
     if kind is None:
         raise DataError("not a picture a report can show", file=path, expected="PNG or GIF")
-    caption = escape(path.stem.replace("_", " "))
+    caption = escape(caption or path.stem.replace("_", " "))
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
@@ -77,7 +80,10 @@ def _section(s: Section, anchor: str) -> str:
     parts = [f'<section id="{anchor}">', f"<h2>{escape(s.title)}</h2>"]
     parts += [f"<p>{escape(p.strip())}</p>" for p in s.text.split("\n\n") if p.strip()]
     parts += [f'<div class="scroll">{html_table(rows)}</div>'] if rows else []
-    parts += ['<div class="figures">', *(_figure(Path(p)) for p in s.images), "</div>"] if s.images else []
+    figures = s.images if isinstance(s.images, Mapping) else dict.fromkeys(s.images, "")
+    shown = [_figure(Path(path), caption) for path, caption in figures.items()]
+    parts += [s.html] if s.html else []
+    parts += ['<div class="figures">', *shown, "</div>"] if shown else []
     return "\n".join([*parts, "</section>"])
 
 # %% ../../nbs/core/55_report.ipynb #f8c0c2a2
@@ -92,7 +98,8 @@ h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .75rem; letter-spacing: -.02
 h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; letter-spacing: -.01em }
 p { max-width: 44rem; margin: .5rem 0 }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding-bottom: 1rem; border-bottom: 1px solid var(--line) }
-nav a { color: var(--accent); text-decoration: none }
+a { color: var(--accent) }
+nav a { text-decoration: none }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .4rem 1.25rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
