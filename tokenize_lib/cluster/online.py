@@ -20,7 +20,8 @@ from .models import ClusterModel
 from .sequences import CodeSet, code_set
 from ..core.errors import DataError, FormatError, TokenizeError
 from ..core.files import atomic_write, to_json
-from ..quantize.codes import FORMAT, VERSION, Codes, load_codes
+from ..quantize.codes import FORMAT, VERSION, Codes
+from ..quantize.shards import load_codes
 
 # %% ../../nbs/cluster/70_online.ipynb #055931a4
 _SHARED = ("tokenizer", "factor_l", "codebook_sizes")
