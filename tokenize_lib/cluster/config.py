@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['require', 'FingerprintConfig', 'NetworkConfig', 'EncoderTrainConfig', 'SequenceEmbedConfig', 'HdbscanConfig',
-           'BayesGmmConfig', 'EvalConfig']
+           'BayesGmmConfig', 'MarkovConfig', 'HmmConfig', 'EvalConfig']
 
 # %% ../../nbs/cluster/10_config.ipynb #7fa4062e
 import importlib
@@ -146,6 +146,29 @@ class BayesGmmConfig(Config):
     max_iter: int = Field(300, ge=1)
     prob_thr: float = Field(0.2, ge=0, le=1, description="below this probability a row is an outlier")
     seed: int = Field(0, ge=0)
+
+# %% ../../nbs/cluster/10_config.ipynb #8cb3392f
+class MarkovConfig(Config):
+    "A mixture of Markov chains."
+
+    transition_smoothing: float = Field(20.0, gt=0, description="tokens from the cluster's frequencies after every code")
+    frequency_smoothing: float = Field(50.0, gt=0, description="tokens from the corpus's frequencies in every cluster")
+    n_init: int = Field(5, ge=1, description="starts; the likeliest one is kept")
+    max_iter: int = Field(100, ge=1)
+    tolerance: float = Field(1e-7, gt=0, description="relative gain of the log-likelihood below which fitting ends")
+
+
+class HmmConfig(Config):
+    "A hidden Markov model over token vectors."
+
+    states: int = Field(24, ge=1)
+    phases: int = Field(1, ge=1, description="of each state, passed one by one; 1: geometric durations")
+    components: int = Field(12, ge=1, description="principal components of the token vectors")
+    smoothing: float = Field(1.0, gt=0, description="moves added to those seen from every state")
+    least_variance: float = Field(1e-2, gt=0, description="of a state, as a share of the mean one")
+    start_tokens: int = Field(20000, ge=1, description="that k-means looks at for the first states")
+    max_iter: int = Field(20, ge=1)
+    tolerance: float = Field(1e-4, gt=0, description="relative gain of the log-likelihood below which fitting ends")
 
 # %% ../../nbs/cluster/10_config.ipynb #4fda2f0b
 class EvalConfig(Config):
