@@ -23,7 +23,8 @@ from tokenize_lib.cli.main import run as program
 from tokenize_lib.core.run import read_log
 from tokenize_lib.pose.clips import read_clip, write_clip
 from tokenize_lib.pose.synthetic import synthetic_motion
-from tokenize_lib.quantize.codes import Codes, load_codes
+from tokenize_lib.quantize.codes import Codes
+from tokenize_lib.quantize.shards import load_codes
 
 STEPS = 120
 TINY = ["model.d_model=8", "model.encoder.num_stgcn_blocks=1", "model.encoder.channels=[4]", "model.quantizer.codebook_size=16",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from contextlib import contextmanager
 
 import numpy as np
@@ -192,6 +193,16 @@ def test_a_damaged_npz_is_a_format_error_or_harmless(tmp_path, data):
         assert "clip.npz" in str(e)
     else:
         np.testing.assert_array_equal(found["pose"], POSE)
+
+
+def test_an_array_with_a_damaged_header_is_a_format_error(tmp_path):
+    """NumPy reads headers of old files with Python's tokenizer, which has an error of its own for brackets left open."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3, 2L, }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as z:
+        z.writestr("pose.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96))
+    with pytest.raises(FormatError, match="a.npz: damaged"):
+        read_npz(tmp_path / "a.npz")
 
 
 def test_pickles_are_never_loaded(tmp_path):

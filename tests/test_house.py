@@ -22,9 +22,6 @@ DEVELOPMENT = {"showdoc_table": {"fastcore", "nbdev"}}  # part of the documentat
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 CELL, MODULE = 100, 500  # lines; far above what is aimed at, which CONTRIBUTING.md says
-LONG = {  # what was longer before there was a limit: nothing is added here
-    "pose/82_masked", "pose/83_multiscale", "quantize/40_context", "pose.masked",
-}  # fmt: skip
 
 
 def name(path):
@@ -85,10 +82,10 @@ def test_exported_cells_can_be_read_at_a_glance(path):
     long = [
         c.splitlines()[1] for c in cells if re.match(r"#\s*\|\s*export", c) and len(c.splitlines()) > CELL
     ]
-    assert not long or notebook(path) in LONG, f"split them, with a sentence of why between: {long}"
+    assert not long, f"split them, with a sentence of why between: {long}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_modules_can_be_read_in_one_sitting(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MODULE or name(path) in LONG, f"{lines} lines: make two notebooks of it"
+    assert lines <= MODULE, f"{lines} lines: make two notebooks of it"

@@ -25,8 +25,8 @@ from tokenize_lib.pose.corpus_decode import decode_corpus
 from tokenize_lib.pose.synthetic import synthetic_motion
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import resolve_config, train_tokenizer
-from tokenize_lib.quantize.codes import Codes, load_codes
-from tokenize_lib.quantize.shards import read_shard, read_shards, write_shard, write_shards
+from tokenize_lib.quantize.codes import Codes
+from tokenize_lib.quantize.shards import load_codes, read_shard, read_shards, write_shard, write_shards
 
 TINY = {
     "train": {"batch_size": 4, "window_T": 16, "max_steps": 2},

@@ -1,5 +1,7 @@
 """Masked token prediction, filling gaps, and joints that nobody saw."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tokenize_lib.core.config import load_config, merge
 from tokenize_lib.core.errors import ConfigError, DataError, FormatError
 from tokenize_lib.core.run import read_log
 from tokenize_lib.pose.config import MaskedPredictionConfig, PoseConfig
+from tokenize_lib.pose.context import code_sequences_of, context_folder
 from tokenize_lib.pose.dataset import PoseBatches, hide_joints
 from tokenize_lib.pose.evaluate import evaluate_tokenizer, measure_hidden
 from tokenize_lib.pose.masked import (
@@ -16,15 +19,16 @@ from tokenize_lib.pose.masked import (
     code_tensors,
     fill,
     hidden_spans,
-    hiding_rounds,
     load_predictor,
     masked_terms,
     save_predictor,
-    train_masked_predictor,
 )
+from tokenize_lib.pose.masked_training import hiding_rounds, train_masked_predictor
 from tokenize_lib.pose.preprocess import Processed
 from tokenize_lib.pose.tokenizer import PoseTokenizer
 from tokenize_lib.pose.train import build_tokenizer, processed, resolve_config, train_tokenizer
+from tokenize_lib.quantize.context import ContextConfig, ContextModel
+from tokenize_lib.quantize.context_coding import compress
 
 MASKED = {"loss": {"masked_pred": {"enabled": True, "width": 16, "heads": 2}}}
 
@@ -267,3 +271,24 @@ def test_evaluation_reports_hidden_joints_when_asked(together, motion, tmp_path)
     assert "hidden" not in plain and asked["hidden"]["mpjpe_hidden"] > 0
     assert {k: v for k, v in asked.items() if k != "hidden"} == plain
     assert "Hidden joints" in (tmp_path / "asked" / "report.html").read_text(encoding="utf-8")
+
+
+def test_evaluation_reports_what_a_context_model_makes_of_the_bits(together, motion, tmp_path):
+    shutil.copytree(together[0], tmp_path / "run")
+    tokenizer = PoseTokenizer.from_pretrained(tmp_path / "run")
+    plain = evaluate_tokenizer(tmp_path / "run", motion, tmp_path / "plain", quiet=True)
+    context = ContextModel.for_codebooks(
+        tokenizer.codebooks, ContextConfig(width=16, hidden=16), tokenizer.name
+    )
+    context.save_pretrained(context_folder(tmp_path / "run"))
+    found = evaluate_tokenizer(tmp_path / "run", motion, tmp_path / "coded", quiet=True)
+    clips = processed(tokenizer, motion.split("test") if motion.splits else motion.clips)
+    size = sum(len(compress(context, c)) for clip in clips for c in code_sequences_of(tokenizer, clip))
+    assert plain["coded_bits_per_frame"] is None
+    assert found == plain | {"coded_bits_per_frame": 8 * size / found["frames"]}
+    assert "coded_bits_per_frame" in (tmp_path / "coded" / "report.html").read_text(encoding="utf-8")
+    stranger = ContextModel.for_codebooks(tokenizer.codebooks, ContextConfig(), {"name": "t", "hash": "0"})
+    shutil.rmtree(context_folder(tmp_path / "run"))
+    stranger.save_pretrained(context_folder(tmp_path / "run"))
+    with pytest.raises(FormatError, match="another tokenizer"):
+        evaluate_tokenizer(tmp_path / "run", motion, tmp_path / "other", quiet=True)

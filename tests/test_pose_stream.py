@@ -418,7 +418,7 @@ def test_a_long_clip_is_worked_off_in_pieces(default):
     network.decoder.register_forward_pre_hook(lambda _, args: frames.append(len(args[0]) * args[1]))
     codes = tokenizer.encode(clip)
     assert len(tokenizer.decode(codes)) == 20_000
-    assert len(frames) >= 8 and max(frames) < 12_000
+    assert len(frames) >= 8 and max(frames) < 5_000
     said, _ = streamed(np.random.default_rng(0), tokenizer, replace(clip, pose=clip.pose[:3000]))
     tokens = (3000 - tokenizer.receptive_field.after) // 4 - 1
     np.testing.assert_array_equal(said[:tokens], codes.ids[:tokens])

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenize_lib.core.errors import DataError, FormatError
-from tokenize_lib.quantize.codes import Codes, Stream, load_codes, read_code_indices, write_code_indices
+from tokenize_lib.quantize.codes import Codes, Stream, read_code_indices, write_code_indices
 from tokenize_lib.quantize.rvq import ResidualVQ
+from tokenize_lib.quantize.shards import load_codes
 from tokenize_lib.quantize.usage import CodeUsage
 from tokenize_lib.quantize.vq import VectorQuantizer
 

@@ -136,10 +136,10 @@ def pack(
     Example: `tokenize-lib pose pack --model runs/a --data codes --out packed`
     """
     from tokenize_lib.core.files import atomic_write, make_folder
-    from tokenize_lib.pose.context import context_folder, load_context
-    from tokenize_lib.quantize.codes import load_codes
+    from tokenize_lib.pose.context import find_context
+    from tokenize_lib.quantize.shards import load_codes
 
-    context = load_context(model) if context_folder(model).is_dir() else None
+    context = find_context(model)
     folder, clips = make_folder(out), load_codes(data)
     size = 0
     for clip in clips:
@@ -170,13 +170,13 @@ def unpack(
     """
     from tokenize_lib.core.errors import DataError, TokenizeError
     from tokenize_lib.core.files import make_folder
-    from tokenize_lib.pose.context import context_folder, load_context
+    from tokenize_lib.pose.context import find_context
     from tokenize_lib.quantize.codes import Codes, write_code_indices
 
     files = sorted(data.rglob("*.tlc")) if data.is_dir() else [data]
     if not files or not all(f.is_file() for f in files):
         raise DataError("no packed codes", file=data, expected="files *.tlc, of `pose pack`")
-    context = load_context(model) if context_folder(model).is_dir() else None
+    context = find_context(model)
     clips, failures = [], []
     for file in files:
         try:

@@ -154,27 +154,28 @@ class Embeddings:
         folder: str | os.PathLike,  # written by `save`
     ) -> "Embeddings":
         "Read them again; `FormatError` for anything else."
-        folder = settled(folder)
-        index = read_json(folder / "index.json")
-        if not isinstance(index, dict) or index.get("format") != _FORMAT or index.get("version") != _VERSION:
-            found = (
-                {k: index.get(k) for k in ("format", "version")}
-                if isinstance(index, dict)
-                else type(index).__name__
-            )
-            raise FormatError("not embeddings", file=folder / "index.json", field="format", found=str(found),
-                              expected=f"{_FORMAT}, version {_VERSION}")  # fmt: skip
-        x, labels = _array(folder / "embed.npy", "f", 2), _array(folder / "labels.npy", "U", 1)
-        try:
-            rows = [
-                {"id": str(r["id"]), "start": int(r["start"]), "stop": int(r["stop"])} for r in index["rows"]
-            ]
-            return cls(x.astype(np.float32), [str(v) or None for v in labels], rows, dict(index["encoder"]), dict(index["tokenizer"]),
-                       index["token_rate"], bool(index["normalized"]), str(folder))  # fmt: skip
-        except (KeyError, TypeError, ValueError) as e:
-            if isinstance(e, DataError):
-                raise
-            raise FormatError(f"unreadable ({type(e).__name__}: {e})", file=folder / "index.json") from e
+        return _read(settled(folder))
+
+# %% ../../nbs/cluster/30_embeddings.ipynb #a80ac9bd
+def _read(folder: Path) -> Embeddings:
+    index = read_json(folder / "index.json")
+    if not isinstance(index, dict) or index.get("format") != _FORMAT or index.get("version") != _VERSION:
+        found = (
+            {k: index.get(k) for k in ("format", "version")}
+            if isinstance(index, dict)
+            else type(index).__name__
+        )
+        raise FormatError("not embeddings", file=folder / "index.json", field="format", found=str(found),
+                          expected=f"{_FORMAT}, version {_VERSION}")  # fmt: skip
+    x, labels = _array(folder / "embed.npy", "f", 2), _array(folder / "labels.npy", "U", 1)
+    try:
+        rows = [{"id": str(r["id"]), "start": int(r["start"]), "stop": int(r["stop"])} for r in index["rows"]]
+        return Embeddings(x.astype(np.float32), [str(v) or None for v in labels], rows, dict(index["encoder"]), dict(index["tokenizer"]),
+                   index["token_rate"], bool(index["normalized"]), str(folder))  # fmt: skip
+    except (KeyError, TypeError, ValueError) as e:
+        if isinstance(e, DataError):
+            raise
+        raise FormatError(f"unreadable ({type(e).__name__}: {e})", file=folder / "index.json") from e
 
 
 def _array(file: Path, kind: str, dims: int) -> np.ndarray:

@@ -8,7 +8,7 @@ __all__ = ['CodeSet', 'code_set', 'load_code_set', 'label_of', 'load_labelled', 
 # %% ../../nbs/cluster/20_sequences.ipynb #a6301d25
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..quantize.codes import Codes, load_codes
+from ..quantize.codes import Codes
+from ..quantize.shards import load_codes
 
 # %% ../../nbs/cluster/20_sequences.ipynb #95ec70ad
 @dataclass(eq=False)
@@ -218,9 +219,10 @@ def learnt_vectors(
     from scipy.sparse.linalg import svds
 
     sizes = codes.codebook_sizes
-    rows, columns = _company(codes, reach)
-    counts = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(sum(sizes), sizes[0]))
-    counts.sum_duplicates()
+    counts = csr_matrix((sum(sizes), sizes[0]))
+    for part in _parts(codes):
+        rows, columns = _company(part, reach)
+        counts = counts + csr_matrix((np.ones(len(rows)), (rows, columns)), shape=counts.shape)
     row, column = (np.asarray(counts.sum(axis)).ravel() for axis in (1, 0))
     expected = row[counts.nonzero()[0]] * column[counts.nonzero()[1]] / max(1.0, counts.sum())
     counts.data = np.maximum(np.log(counts.data / expected), 0)
@@ -235,6 +237,17 @@ def learnt_vectors(
         np.repeat([1 / 2**q for q in range(len(sizes))], sizes)
     )  # later layers correct ever less
     return np.split((share @ vectors).astype(np.float32), np.cumsum(sizes)[:-1])
+
+
+def _parts(codes: CodeSet, tokens: int = 200_000) -> Iterator[CodeSet]:
+    "The same clips in turn, so many that their tokens fit into memory several times."
+    start = 0
+    while start < len(codes):
+        stop = max(
+            start + 1, int(np.searchsorted(codes.offsets, codes.offsets[start] + tokens, side="right")) - 1
+        )
+        yield codes.select(range(start, stop))
+        start = stop
 
 
 def _company(codes: CodeSet, reach: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -225,6 +226,7 @@ def read_npz(
 
 _BROKEN_NPZ = (ValueError, RuntimeError, KeyError, EOFError, MemoryError, OverflowError, struct.error)
 _BROKEN_NPZ += (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_BROKEN_NPZ += (tokenize.TokenError, SyntaxError)  # of an array's header
 
 # %% ../../nbs/core/10_files.ipynb #d20aca32
 def sha256_file(

@@ -16,8 +16,8 @@ from ..core.files import hash_arrays
 from ..core.parallel import work_through
 from .clips import Clip, read_clip, safe_id, write_clip
 from .corpus import CorpusReport, _dozens, _portions, _source, _together, _tokenizer
-from ..quantize.codes import Codes, load_codes
-from ..quantize.shards import INDEX, read_index, read_indexed
+from ..quantize.codes import Codes
+from ..quantize.shards import INDEX, load_codes, read_index, read_indexed
 
 # %% ../../nbs/pose/96a_decode.ipynb #238298f2
 def _stored(source: Path) -> Iterator[tuple[str, Codes | TokenizeError]]:

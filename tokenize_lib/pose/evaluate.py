@@ -19,6 +19,7 @@ from ..core.report import Section, write_report
 from ..core.run import Run, step_seed
 from .clips import Clip, MotionSet, load_motion
 from .coding import pin_root
+from .context import find_context
 from .dataset import hide_joints
 from tokenize_lib.pose.metrics import (
     Reconstruction,
@@ -30,6 +31,8 @@ from tokenize_lib.pose.metrics import (
 from .preprocess import Processed, invert
 from .tokenizer import PoseTokenizer
 from .train import processed, reconstruct
+from ..quantize.context import ContextModel
+from ..quantize.context_coding import compress
 from ..quantize.usage import CodeUsage, collapse_risk
 
 # %% ../../nbs/pose/85_evaluate.ipynb #e3fdacf9
@@ -58,17 +61,19 @@ def measure_set(
     ids: Sequence[str],
     clips: Sequence[Processed],
     dead_code_threshold: float = 0.0,  # relative frequency below which a code counts as dead
+    context: ContextModel | None = None,  # what a file would be coded with
 ) -> Evaluation:
     "Reconstruct every clip with the first 1 to Q layers."
     layers, factor = tokenizer.quantizer.num_codebooks, tokenizer.factor_l
     found = [Reconstruction(tokenizer.skeleton, tokenizer.config.data.preprocess) for _ in range(layers)]
-    usage, kept, exact = CodeUsage(tokenizer.quantizer.codebook_sizes), {}, True
+    usage, kept, exact, size = CodeUsage(tokenizer.quantizer.codebook_sizes), {}, True, 0
     for clip_id, clip in zip(ids, clips, strict=True):
         for n in range(1, layers + 1):
             x_hat, codes = reconstruct(tokenizer, clip, n)
             found[n - 1].add(clip_id, clip.x, x_hat, clip.conf, clip.scale)
             exact &= len(x_hat) == len(clip.x)
         usage.update(codes)
+        size += 8 * len(compress(context, codes)) if context else 0
         kept[clip_id] = x_hat
     lengths = [len(c.x) for c in clips]
     each = zip(tokenizer.layer_factors, np.log2(usage.codebook_sizes), strict=True)
@@ -87,6 +92,7 @@ def measure_set(
         "dead_code_ratio": usage.dead_code_ratio(dead_code_threshold),
         "entropy_bits": usage.entropy_bits(),
         "bits_per_frame": rate,
+        "coded_bits_per_frame": size / sum(lengths) if context else None,
         "bits_per_second": rate * tokenizer.fps if tokenizer.fps else None,
         **length_statistics(lengths, factor),
         "clips": len(clips),
@@ -107,7 +113,7 @@ def reencode_agreement(
         (seen,) = processed(tokenizer, [clip])
         x_hat, codes = reconstruct(tokenizer, seen)
         x_hat = pin_root(x_hat, tokenizer.skeleton, tokenizer.config.data.preprocess)
-        pose = invert(x_hat, {"scale": seen.scale, "root": seen.root})
+        pose = invert(x_hat, seen)
         decoded = Clip(pose, None, tokenizer.fps, clip.id, skeleton=tokenizer.skeleton)
         _, again = reconstruct(tokenizer, processed(tokenizer, [decoded])[0])
         kept = (again == codes).reshape(-1, len(same))
@@ -207,7 +213,8 @@ def evaluate_tokenizer(
     run.quiet = quiet
     seen = dict(zip([c.id for c in clips], processed(tokenizer.eval(), clips), strict=True))
     threshold = tokenizer.config.model.quantizer.dead_code_threshold
-    result = measure_set(tokenizer, list(seen), list(seen.values()), threshold)
+    context = None if isinstance(model, PoseTokenizer) else find_context(model)
+    result = measure_set(tokenizer, list(seen), list(seen.values()), threshold, context)
     result.metrics["reencoded_q"] = reencode_agreement(tokenizer, clips)
     if hide:
         seed, longest = tokenizer.config.train.seed, tokenizer.config.train.augment.joint_dropout_span

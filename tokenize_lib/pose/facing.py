@@ -26,7 +26,7 @@ def turn(
 ) -> np.ndarray:  # [B, T, J, D]
     "Turn each clip about the vertical, or in the plane."
     a, b = [i for i in range(x.shape[-1]) if x.shape[-1] == 2 or i != up][:2]
-    R = np.broadcast_to(np.eye(x.shape[-1], dtype=x.dtype), (len(x), x.shape[-1], x.shape[-1])).copy()
+    R = np.broadcast_to(np.eye(x.shape[-1], dtype=np.float32), (len(x), x.shape[-1], x.shape[-1])).copy()
     R[:, a, a] = R[:, b, b] = np.cos(angles)
     R[:, a, b], R[:, b, a] = -np.sin(angles), np.sin(angles)
     return x @ R[:, None].swapaxes(-1, -2)

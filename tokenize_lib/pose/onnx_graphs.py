@@ -118,6 +118,41 @@ class ExactLatents(nn.Module):
         return (z.gather(1, place)[:, 0] * self.scale).round().float()
 
 # %% ../../nbs/pose/97_onnx_graphs.ipynb #2a567e57
+def _fixed(x: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(x.copy()), requires_grad=False)
+
+
+def _extend(own: Tensor, cost: Tensor, beam: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Parent, code and cost of the best sums, [N, beam] each, from what each code costs by itself, [N, b, K]."
+    _, b, K = own.shape
+    if b == 1:
+        at = _smallest(own[:, 0].double() + cost, torch.arange(K), K, beam)
+    else:
+        groups = K // LANES
+        least = own.unflatten(2, (LANES, groups)).amin(2).double() + cost[..., None]
+        group = _smallest(least.flatten(1), torch.arange(b * groups), b * groups, beam)
+        inside = group + torch.div(group, groups, rounding_mode="trunc") * (K - groups)
+        at = (inside[..., None] + torch.arange(0, K, groups)).flatten(1)
+        at = at.gather(1, _smallest(_cost(own, cost, at), at, b * K, beam))
+    return torch.div(at, K, rounding_mode="trunc"), at % K, _cost(own, cost, at)
+
+
+def _cost(own: Tensor, cost: Tensor, at: Tensor) -> Tensor:
+    "What sums cost, by their positions: parent * K + code."
+    parent = torch.div(at, own.shape[2], rounding_mode="trunc")
+    return own.flatten(1).gather(1, at).double() + cost.gather(1, parent)
+
+
+def _finish(own: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    parent = (own.amin(2).double() + cost).argmin(1, keepdim=True)
+    return parent, _rows(own, parent).argmin(2), cost
+
+
+def _smallest(cost: Tensor, at: Tensor, positions: int, n: int) -> Tensor:
+    keys = cost * (2 * positions) + at
+    return keys.topk(min(n, keys.shape[1]), largest=False).indices
+
+# %% ../../nbs/pose/97_onnx_graphs.ipynb #d7194bf7
 class TokenSearch(nn.Module):
     "One step of the loop: the codes of a token, and the error that it leaves."
 
@@ -153,41 +188,6 @@ class TokenSearch(nn.Module):
                 code[..., None] if codes is None else torch.cat([_rows(codes, parent), code[..., None]], -1)
             )
         return left[:, 0].reshape(target.shape), codes[:, 0].reshape(*target.shape[:-1], -1)
-
-
-def _fixed(x: np.ndarray) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(x.copy()), requires_grad=False)
-
-
-def _extend(own: Tensor, cost: Tensor, beam: int) -> tuple[Tensor, Tensor, Tensor]:
-    "Parent, code and cost of the best sums, [N, beam] each, from what each code costs by itself, [N, b, K]."
-    _, b, K = own.shape
-    if b == 1:
-        at = _smallest(own[:, 0].double() + cost, torch.arange(K), K, beam)
-    else:
-        groups = K // LANES
-        least = own.unflatten(2, (LANES, groups)).amin(2).double() + cost[..., None]
-        group = _smallest(least.flatten(1), torch.arange(b * groups), b * groups, beam)
-        inside = group + torch.div(group, groups, rounding_mode="trunc") * (K - groups)
-        at = (inside[..., None] + torch.arange(0, K, groups)).flatten(1)
-        at = at.gather(1, _smallest(_cost(own, cost, at), at, b * K, beam))
-    return torch.div(at, K, rounding_mode="trunc"), at % K, _cost(own, cost, at)
-
-
-def _cost(own: Tensor, cost: Tensor, at: Tensor) -> Tensor:
-    "What sums cost, by their positions: parent * K + code."
-    parent = torch.div(at, own.shape[2], rounding_mode="trunc")
-    return own.flatten(1).gather(1, at).double() + cost.gather(1, parent)
-
-
-def _finish(own: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    parent = (own.amin(2).double() + cost).argmin(1, keepdim=True)
-    return parent, _rows(own, parent).argmin(2), cost
-
-
-def _smallest(cost: Tensor, at: Tensor, positions: int, n: int) -> Tensor:
-    keys = cost * (2 * positions) + at
-    return keys.topk(min(n, keys.shape[1]), largest=False).indices
 
 # %% ../../nbs/pose/97_onnx_graphs.ipynb #e6b54380
 class Decoder(nn.Module):

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..core.checkpoint import PretrainedModel
 from ..core.config import load_config
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError
 from .clips import Clip
-from .coding import check_codes, codes_of, prepare_clip, restore
+from .coding import as_clips, check_codes, codes_of, prepare_clip, restore
 from .config import PoseConfig
 from .exact import clip_codes, clip_motion
 from .model import Reach
@@ -92,23 +92,15 @@ class PoseTokenizer(TokenizerModel):
 
     def encode(
         self,
-        pose: np.ndarray
-        | Clip
-        | Iterable,  # [T, J, D] in the data's unit, NaN where missing; a clip; or several
-        conf: np.ndarray | None = None,  # [T, J, 1] in [0, 1]
-        fps: float | None = None,  # of this clip; another rate than the model's is resampled
+        pose: np.ndarray | Clip | Iterable,  # [T, J, D], NaN where missing; a clip; or several of either
+        conf: np.ndarray | None = None,  # [T, J, 1] in [0, 1], of one array
+        fps: float | None = None,  # of one array; another rate than the model's is resampled
     ) -> Codes | list[Codes]:  # one for one, a list for several
         """Turn motion into codes.
 
         Codes do not depend on what else is encoded: several clips are encoded together, which is quicker, with the same result.
         `DataError` for anything that is not motion of this skeleton."""
-        if one := isinstance(pose, Clip) or hasattr(pose, "__array__"):
-            pose = [pose if isinstance(pose, Clip) else Clip(np.asarray(pose), conf, fps)]
-        elif conf is not None or fps is not None:
-            raise DataError(
-                "several clips: wrap each with its confidence and rate", field="pose", expected="Clip(...)"
-            )
-        clips = (p if isinstance(p, Clip) else Clip(np.asarray(p)) for p in pose)
+        clips, one = as_clips(pose, conf, fps)
         found = [c for part in parts(clips) for c in encode_clips(self, part)]
         return found[0] if one else found
 
@@ -138,8 +130,7 @@ class PoseTokenizer(TokenizerModel):
         self,
         fps: float | None = None,  # of what will be pushed; has to be the model's
         *,
-        scale: float
-        | None = None,  # size of the body in the data's unit, where the settings measure it over the whole clip
+        scale: float | None = None,  # size of the body, where the settings measure it over the whole clip
         keep: bool = False,  # remember codes and side information, for `codes`
     ) -> Any:  # an EncodeStream
         "Encode motion that is still going on: `push` frames, get the codes that are final. `ConfigError` for what needs the whole clip."
@@ -160,7 +151,7 @@ class PoseTokenizer(TokenizerModel):
         require_one_scale(self, "streamed")
         return DecodeStream(self, num_codebooks, scale)
 
-
+# %% ../../nbs/pose/65_tokenizer.ipynb #83b7847a
 def new_tokenizer(
     config: PoseConfig,  # resolved: data.dims is set
     skeleton: Skeleton,  # joints the network works in

@@ -32,13 +32,12 @@ from .exact import clip_codes, exact_codes
 from .losses import reconstruction_terms, total_loss
 from tokenize_lib.pose.masked import (
     MaskedPredictor,
-    flat_accuracy,
     load_predictor,
-    masked_accuracy,
     masked_terms,
     predictor_folder,
     save_predictor,
 )
+from .masked_training import flat_accuracy, masked_accuracy
 from .metrics import Reconstruction, counted_joints
 from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope

@@ -81,6 +81,7 @@ class ContextTraining(TrainingModule):
         bits = self.model(batch[..., :layers]).mean((0, 1))
         return {"loss": bits.sum() / self.nominal[layers - 1], "bits_per_token": bits.sum().detach()}
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         "Bits of a token at several depths, and their mean share of what the codes cost without a model."
         Q = len(self.nominal)

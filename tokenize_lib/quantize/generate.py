@@ -9,7 +9,8 @@ __all__ = ['SurpriseMeter', 'draw', 'continue_codes', 'fill_gap']
 import numpy as np
 
 from ..core.errors import DataError
-from .context import ContextModel, code_bits
+from .context import ContextModel, Walk
+from .context_coding import code_bits
 
 # %% ../../nbs/quantize/50_generate.ipynb #322fa423
 class SurpriseMeter:
@@ -66,7 +67,7 @@ def continue_codes(
     temperature: float = 1.0,
 ) -> np.ndarray:  # [tokens, n]
     "What could come next."
-    walk, found = model.exact.walk(before.shape[1], before), np.zeros((tokens, before.shape[1]), np.int64)
+    walk, found = Walk(model.exact, before.shape[1], before), np.zeros((tokens, before.shape[1]), np.int64)
     for place in np.ndindex(found.shape):
         found[place] = draw(walk.frequencies(), rng, temperature)
         walk.step(int(found[place]))

@@ -61,15 +61,21 @@ class RangeWriter:
         data = self._encoder.get_compressed().astype(">u4").tobytes()
         if self._last is None:
             return b""
-        fixed = 4 * self._last[0][0]  # bytes that belong to earlier symbols
-        for size in range(max(fixed, len(data) - 8), len(data)):
+        position, (lower, width) = self._last[0]
+        start = _number(data, position)
+        start -= (start - lower) % 2**64  # of the interval the earlier symbols leave
+        for size in range(max(4 * position, len(data) - 8), len(data)):
             kept = int.from_bytes(data[:size], "big")
             for number in (kept, kept + 1):
-                if number < 256**size and self._reads_back(shorter := number.to_bytes(size, "big")):
+                if number == 256**size:
+                    continue
+                shorter = number.to_bytes(size, "big")
+                if 0 <= _number(shorter, position) - start < width and self._reads_back(shorter):
                     return shorter
         return data
 
     def _reads_back(self, data: bytes) -> bool:
+        "Whether the last symbols come back; the decoder is not told of a carry into the words of earlier ones."
         (position, state), symbols, tables = self._last
         decoder = self._stream.queue.RangeDecoder(_words(data))
         decoder.seek(position, state)
@@ -79,6 +85,11 @@ class RangeWriter:
             )
         except AssertionError:  # a number outside the interval
             return False
+
+
+def _number(data: bytes, position: int) -> int:
+    "The first words and two more, as a number."
+    return int.from_bytes(data[: 4 * position + 8].ljust(4 * position + 8, b"\0"), "big")
 
 
 def _words(data: bytes) -> np.ndarray:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'INDEX', 'INDEX_FORMAT', 'write_shard', 'read_shard', 'shard_name', 'ShardFacts', 'shard_facts',
-           'write_index', 'write_shards', 'read_index', 'read_shards', 'read_indexed']
+           'write_index', 'write_shards', 'read_index', 'read_shards', 'read_indexed', 'load_codes']
 
 # %% ../../nbs/quantize/35_shards.ipynb #cce96278
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,8 @@ import numpy as np
 
 from ..core.errors import DataError, FormatError
 from ..core.files import read_json, read_npz, sha256_file, to_json, write_json, write_npz
-from .codes import Codes, Stream
-
-# %% ../../nbs/quantize/35_shards.ipynb #1609387d
-def _numbers(x: Any) -> np.ndarray | None:
-    "A list of nothing but floating-point numbers, nested or not, as float64; None for anything else."
-    if isinstance(x, np.ndarray):
-        return x.astype(float) if x.dtype.kind == "f" and x.ndim else None
-    try:
-        a = np.asarray(x) if isinstance(x, list) else np.zeros(0, int)
-    except ValueError:  # ragged
-        return None
-    for _ in range(a.ndim - 1):
-        x = list(chain.from_iterable(x))
-    return a if a.dtype == float and set(map(type, x)) == {float} else None
-
-
-def _take_out(side: Mapping | None, pool: list[np.ndarray]) -> tuple[dict | None, dict]:
-    "The side information without its numbers; and name: shape of what was appended to the pool instead."
-    found = {k: a for k, v in (side or {}).items() if (a := _numbers(v)) is not None}
-    if bad := [k for k, a in found.items() if not np.isfinite(a).all()]:
-        raise DataError("not a finite number", field=f"side.{bad[0]}")
-    pool.extend(a.ravel() for a in found.values())
-    rest = None if side is None else {k: None if k in found else v for k, v in side.items()}
-    return rest, {k: list(a.shape) for k, a in found.items()}
-
-
-def _joined(pool: list[np.ndarray]) -> np.ndarray:
-    "All numbers of a shard, in float32 where that is exact."
-    values = np.concatenate(pool) if pool else np.zeros(0)
-    with np.errstate(over="ignore"):
-        small = values.astype(np.float32)
-    return small if (small == values).all() else values
+from .codes import Codes, Stream, check_unique, header_of, read_code_indices
+from .side import joined_numbers, put_back_numbers, take_out_numbers
 
 # %% ../../nbs/quantize/35_shards.ipynb #c335c38e
 FORMAT, VERSION = "tokenize_lib.code_shard", 1
@@ -86,7 +56,7 @@ def write_shard(
         )
     pool, entries = [], []
     for c in clips:
-        side, arrays = _take_out(c.side, pool)
+        side, arrays = take_out_numbers(c.side, pool)
         entries.append({"label": c.label, "fps": c.fps, "side": side, "arrays": arrays})
     about = {"format": FORMAT, "version": VERSION} | heads[0] | {"clips": entries}
     names, lengths = np.array([c.id for c in clips]), np.array([c.length for c in clips], np.int64)
@@ -96,7 +66,7 @@ def write_shard(
     for name in heads[0]["streams"]:
         arrays |= _flat([c.streams[name] for c in clips], f".{name}")
     text = np.frombuffer(to_json(about, path, indent=None).encode(), np.uint8)
-    write_npz(path, **arrays, lengths=lengths, clip_ids=names, side_values=_joined(pool), about=text)
+    write_npz(path, **arrays, lengths=lengths, clip_ids=names, side_values=joined_numbers(pool), about=text)
 
 # %% ../../nbs/quantize/35_shards.ipynb #6ede43c4
 def _about(arrays: dict[str, np.ndarray], path: Any) -> dict:
@@ -146,16 +116,6 @@ def _parts(arrays: dict[str, np.ndarray], name: str, clips: int, path: Any) -> l
         )
     return np.split(ids, offsets[1:-1])
 
-
-def _put_back(entry: dict, values: np.ndarray, at: int) -> tuple[dict | None, int]:
-    "The side information of a clip, and where that of the next begins."
-    side, shapes = entry["side"], entry["arrays"]
-    for name, shape in shapes.items():
-        size = int(np.prod(shape))
-        side[name] = values[at : at + size].reshape(shape).tolist()
-        at += size
-    return side, at
-
 # %% ../../nbs/quantize/35_shards.ipynb #b6b3bba1
 def read_shard(
     path: str | os.PathLike,  # written by `write_shard`
@@ -181,7 +141,8 @@ def read_shard(
     head = {k: about[k] for k in ("factor_l", "codebook_sizes", "tokenizer")}
     for i, entry in enumerate(about["clips"]):
         try:
-            side, at = _put_back(entry, arrays["side_values"], at)
+            side = entry["side"]
+            at = put_back_numbers(side, entry["arrays"], arrays["side_values"], at)
             scales = {k: Stream(parts[k][i], lengths[i], **s) for k, s in about["streams"].items()}
             more = {"label": entry["label"], "fps": entry["fps"], "side": side, "streams": scales}
             clips.append(Codes(parts[""][i], length=lengths[i], id=names[i], **head, **more))
@@ -286,3 +247,35 @@ def read_indexed(
         fix = "It was damaged or replaced; encode the corpus again."
         raise FormatError("not the file that was indexed", file=path, field="sha256", found=found[:12], expected=shard.sha256[:12], fix=fix)  # fmt: skip
     return read_shard(path)
+
+# %% ../../nbs/quantize/35_shards.ipynb #8a8cd6fa
+def load_codes(
+    path: str | os.PathLike,  # a file, or a folder with code_indices.json, shards.json or *.codes.json
+) -> list[Codes]:
+    "Read clips from a file or folder; `FormatError` if there are none, or if they are of more than one tokenizer."
+    path = Path(path)
+    if not path.is_dir():
+        return read_shard(path) if path.suffix == ".npz" else read_code_indices(path)
+    if (index := path / "code_indices.json").exists():
+        return read_code_indices(index)
+    if (path / INDEX).exists():
+        clips = list(read_shards(path))
+        _check_alike(clips, [path] * len(clips), path)
+        return clips
+    files = sorted(path.rglob("*.codes.json"))
+    if not files:
+        raise FormatError("no codes", file=path, expected=f"code_indices.json, {INDEX} or *.codes.json")
+    clips = [Codes.load(f) for f in files]
+    _check_alike(clips, files, path)
+    return clips
+
+
+def _check_alike(clips: Sequence[Codes], files: Sequence[Path], folder: Path) -> None:
+    "Refuse clips of several tokenizers, or of one name."
+    check_unique([c.id for c in clips], FormatError, folder)
+    for file, c in zip(files, clips, strict=True):
+        if header_of(c) != header_of(clips[0]):
+            found, first = to_json(header_of(c), indent=None), to_json(header_of(clips[0]), indent=None)
+            raise FormatError(
+                "of another tokenizer than the first clip", file=file, found=found, expected=first
+            )
