@@ -102,7 +102,7 @@ class HdbscanConfig(Config):
     "Density clustering (`cluster fit-hdbscan`)."
 
     min_cluster_size: int | None = Field(None, ge=2, description="null: a thirtieth of the rows, at least 5")
-    min_samples: int | None = Field(None, ge=1, description="null: as min_cluster_size, at most 5")
+    min_samples: int = Field(1, ge=1, description="neighbours that make a density")
     cluster_selection_method: Literal["eom", "leaf"] = "eom"
     components: int | None = Field(
         10, ge=1, description="principal components to look for density in; null: all of the embedding"

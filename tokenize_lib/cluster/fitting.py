@@ -140,13 +140,14 @@ def fit_kmeans(
 
 # %% ../../nbs/cluster/62_fitting.ipynb #797aa4b2
 _LOOKED_AT = 2000  # rows whose distances decide how many clusters there are
+_NEARLY = 0.95  # share of the best silhouette that is good enough
 
 
 def choose_clusters(
     z: np.ndarray,  # [N, d], rows as they will be clustered
     most: int = 30,  # clusters to look at
     seed: int = 0,
-) -> list[dict]:  # clusters and silhouette of each number looked at; the best silhouette wins
+) -> list[dict]:  # clusters and silhouette of each number looked at
     "How well k-means separates the rows, for each number of clusters from 2."
     if len(z) > _LOOKED_AT:
         z = z[np.sort(np.random.default_rng(step_seed(seed, 1)).choice(len(z), _LOOKED_AT, replace=False))]
@@ -163,7 +164,8 @@ def choose_clusters(
 
 
 def _best(looked_at: list[dict]) -> int:
-    return max(looked_at, key=lambda row: row["silhouette"])["clusters"] if looked_at else 1
+    good = _NEARLY * max((row["silhouette"] for row in looked_at), default=1.0)
+    return next((row["clusters"] for row in looked_at if row["silhouette"] >= good), 1)
 
 # %% ../../nbs/cluster/62_fitting.ipynb #72cb135a
 def fit_bayes_gmm(
@@ -218,11 +220,7 @@ def mixture_arrays(
     return {"means": means, "precisions_cholesky": roots, "log_offset": offset}
 
 # %% ../../nbs/cluster/62_fitting.ipynb #4096b153
-_FINEST, _FEWEST, _NEIGHBOURS = (
-    30,
-    5,
-    5,
-)  # clusters at most, rows a cluster has at least, rows that make a density
+_FINEST, _FEWEST = 30, 5  # clusters at most, rows a cluster has at least
 
 
 def fit_hdbscan(
@@ -239,7 +237,7 @@ def fit_hdbscan(
         if size > len(e):
             raise DataError("fewer rows than a cluster must have", file=e.source or None, field="min_cluster_size", found=len(e),
                             expected=f"at least {size}", fix="Choose a smaller min_cluster_size.")  # fmt: skip
-        samples = min(cfg.min_samples or min(size, _NEIGHBOURS), len(e) - 1)
+        samples = min(cfg.min_samples, len(e) - 1)
         how = {
             "min_cluster_size": size,
             "min_samples": samples,
