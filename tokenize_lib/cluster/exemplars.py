@@ -45,9 +45,14 @@ def decode_row(
     tokenizer: Any,  # with `decode`
     clip: Codes,
     row: Mapping[str, Any],  # start and stop in tokens
+    decoded: dict[str, Any]
+    | None = None,  # clips so far by name, gets this one: many windows are of one recording
 ) -> Any:  # the part of the signal that the tokens stand for
     "Decode a clip and cut a window out of it."
-    signal = tokenizer.decode(clip)
+    decoded = {} if decoded is None else decoded
+    if clip.id not in decoded:
+        decoded[clip.id] = tokenizer.decode(clip)
+    signal = decoded[clip.id]
     if (row["start"], row["stop"]) == (0, len(clip.ids)):
         return signal
     per_token = clip.factor_l * len(signal) / clip.length
@@ -90,14 +95,15 @@ def draw_row(
     clip: Codes,
     row: Mapping[str, Any],  # start and stop in tokens
     tokenizer: Any = None,
+    decoded: dict[str, Any] | None = None,  # of `decode_row`
 ) -> None:
     "Draw a row of embeddings as well as the tokenizer allows."
     if tokenizer is None:
         draw_codes(clip.ids[row["start"] : row["stop"]], axes)
     elif isinstance(tokenizer, Sketches):
-        tokenizer.sketch(decode_row(tokenizer, clip, row), axes)
+        tokenizer.sketch(decode_row(tokenizer, clip, row, decoded), axes)
     else:
-        draw_curves(decode_row(tokenizer, clip, row), axes)
+        draw_curves(decode_row(tokenizer, clip, row, decoded), axes)
 
 # %% ../../nbs/cluster/79_exemplars.ipynb #7802b11b
 def draw_exemplars(
@@ -106,6 +112,7 @@ def draw_exemplars(
     rows: Sequence[int],  # of one cluster
     clips: Mapping[str, Codes],  # by name
     tokenizer: Any = None,
+    decoded: dict[str, Any] | None = None,  # of `decode_row`
 ) -> Figure:
     "Rows of embeddings below each other, with the names of their clips."
     fig = Figure(figsize=(6.5, tall := 1.35 * len(rows)))
@@ -118,7 +125,7 @@ def draw_exemplars(
         label = f", {shortened(e.labels[n], 16)}" if e.labels[n] else ""
         title = f"{shortened(at['id'], 34)}{label}   {span}   p {a.probability[n]:.2f}"
         ax.set_title(title, fontsize=10, loc="left", pad=3, **user_text())
-        draw_row(ax, clips[at["id"]], at, tokenizer)
+        draw_row(ax, clips[at["id"]], at, tokenizer, decoded)
     return fig
 
 
@@ -134,11 +141,13 @@ def write_exemplars(
     "Write a picture of the members nearest to the centre of each cluster; `DataError` for other codes."
     chosen = {k: rows[:per_cluster].tolist() for k, (rows, _) in from_the_centre(e, a).items()}
     clips = clips_named(data, [e.rows[n]["id"] for rows in chosen.values() for n in rows]) if chosen else {}
-    folder = Path(out) / "exemplars"
+    folder, decoded = Path(out) / "exemplars", {}
     with atomic_folder(folder, replaces=[p.name for p in folder.glob("cluster_*.png")]) as new:
 
         def write(k: int, rows: list[int]) -> None:
-            save_picture(draw_exemplars(e, a, rows, clips, tokenizer), new / f"cluster_{k:03d}.png", dpi=100)
+            save_picture(
+                draw_exemplars(e, a, rows, clips, tokenizer, decoded), new / f"cluster_{k:03d}.png", dpi=100
+            )
 
         list(work_through(write, chosen.items(), len(chosen), what="exemplars", quiet=quiet))
     return {k: folder / f"cluster_{k:03d}.png" for k in chosen}

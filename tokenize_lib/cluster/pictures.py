@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -130,6 +131,7 @@ def positions(
     x, of = e.x[rows].astype(np.float64), f" of {len(e):,}" if len(rows) < len(e) else ""
     if (distinct := len(np.unique(x, axis=0))) < _FEWEST:
         return Positions(_principal(x), rows, f"principal components of {distinct} different points")
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of being seeded
         xy = (
@@ -137,6 +139,7 @@ def positions(
             .UMAP(min(30, len(x) - 1), min_dist=0.5, random_state=seed, n_jobs=1)
             .fit_transform(x)
         )
+    torch.set_num_threads(threads)  # numba has set those of OpenMP, which are PyTorch's too, to all there are
     lost = ~np.isfinite(xy).all(1)  # rows without a neighbour
     xy[lost] = xy[~lost].mean(0) if (~lost).any() else 0
     return Positions(xy.astype(np.float64), rows, f"UMAP of {len(rows):,}{of} rows")

@@ -134,10 +134,10 @@ def draw_strip(
     box = axes.get_window_extent()
     fit = max(1, int(box.width / max(box.height, 1) * 1.06 * height / step))
     moments = np.unique(np.linspace(0, len(pose) - 1, fit).round().astype(int))
-    for i, t in enumerate(moments):
-        axes.add_collection(
-            _limbs(flat[t] + [i * step, 0], skeleton, colors=_colours(skeleton), linewidths=1.3)
-        )
+    bodies = (flat[t] + [i * step, 0] for i, t in enumerate(moments))
+    limbs = [body[list(edge)] for body in bodies for edge in skeleton.edges]
+    colours = _colours(skeleton) * len(moments)
+    axes.add_collection(LineCollection(limbs, capstyle="round", colors=colours, linewidths=1.3))
     axes.set(xlim=(-step / 2, (fit - 0.5) * step), ylim=(low[1] - 0.03 * height, high[1] + 0.03 * height))
     axes.set(aspect="equal", anchor="W", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
