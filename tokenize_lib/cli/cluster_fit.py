@@ -102,7 +102,7 @@ def _fit(
     emit(metrics, as_json, facts({k: metrics[k] for k in shown if k in metrics}, title=f"{out}"))
     return 0
 
-
+# %% ../../nbs/cli/42_cluster_fit.ipynb #91c40da5
 @app.command()
 @guarded
 def fit_bayes_gmm(
@@ -133,7 +133,7 @@ def fit_bayes_gmm(
     cfg = load_config(BayesGmmConfig, config or "cluster/bayes_gmm_config", given)
     return _fit(fit, data, out, cfg, pictures, force, quiet, as_json)
 
-
+# %% ../../nbs/cli/42_cluster_fit.ipynb #29e6f814
 @app.command()
 @guarded
 def fit_hdbscan(
@@ -179,7 +179,7 @@ def _labels_by(rule: str | None, ids: list[str]) -> list[str | None] | None:
 
     return None if rule is None else [label_of(rule)(name) for name in ids]
 
-
+# %% ../../nbs/cli/42_cluster_fit.ipynb #c439bcf8
 @app.command()
 @guarded
 def evaluate_labelled(
@@ -252,7 +252,7 @@ def evaluate_labelled(
         tell(f"{missing} rows have no label and were left out of the scores")
     return 0
 
-
+# %% ../../nbs/cli/42_cluster_fit.ipynb #362a9cef
 @app.command()
 @guarded
 def baselines(

@@ -143,45 +143,7 @@ class ImportReport:
     codebook_sizes: list[int]
     failures: list[tuple[str, str]]  # file, why it was left out
 
-
-def import_codes(
-    source: str | os.PathLike,  # a JSON file, or a folder of them
-    out: str | os.PathLike,  # folder: *.codes.json and code_indices.json
-    how: Foreign | None = None,
-    *,
-    force: bool = False,  # replace codes that are there
-    strict: bool = False,  # stop at the first bad file
-    quiet: bool = True,  # no progress bar
-) -> ImportReport:
-    "Turn index files of other programs into codes; `DataError` or `FormatError` if there is none that can be read."
-    how, source, out = how or Foreign(), Path(source), Path(out)
-    files = _json_files(source)
-    if how.label_from not in (None, "field", "folder"):
-        label_of(how.label_from)
-    read = work_through(
-        _reader(how, source, strict), ((f,) for f in files), len(files), what="files", quiet=quiet
-    )
-    entries: list[tuple[str, dict]] = []
-    failures = []
-    for file, (found, problem) in zip(files, read, strict=True):
-        entries += found
-        failures += [(str(file), problem)] if problem else []
-    sizes = _sizes(entries, how, source)
-    clips, bad = _clips(entries, sizes, how, strict)
-    failures += bad
-    if not clips:
-        raise FormatError("no clips could be read", file=source, found=failures[0][1] if failures else None)
-    replaces = [p.name for p in out.iterdir()] if force and (out / "code_indices.json").is_file() else []
-    with atomic_folder(out, replaces) as new:
-        for c in clips:
-            c.save(new / f"{c.id}.codes.json")
-        write_code_indices(new / "code_indices.json", clips)
-    labelled = sum(c.label is not None for c in clips)
-    return ImportReport(
-        len(clips), sum(len(c.ids) for c in clips), labelled, dict(clips[0].tokenizer), list(sizes), failures
-    )
-
-
+# %% ../../nbs/cluster/25_foreign.ipynb #d0bb4b76
 def _json_files(source: Path) -> list[Path]:
     files = sorted(p for p in source.rglob("*.json") if p.is_file()) if source.is_dir() else [source]
     if not files or not source.exists():
@@ -213,7 +175,7 @@ def _reader(how: Foreign, source: Path, strict: bool) -> Callable[[Path], tuple[
 
     return read
 
-
+# %% ../../nbs/cluster/25_foreign.ipynb #a941e7c0
 def _largest(codes: Any, layers: list[int]) -> list[int]:
     "The largest code of each layer."
     if isinstance(codes[0], list) and codes[0] and isinstance(codes[0][0], list):
@@ -271,3 +233,41 @@ def _clips(
                 ) from e
             failures.append((name, str(e)))
     return clips, failures
+
+# %% ../../nbs/cluster/25_foreign.ipynb #e007c8b9
+def import_codes(
+    source: str | os.PathLike,  # a JSON file, or a folder of them
+    out: str | os.PathLike,  # folder: *.codes.json and code_indices.json
+    how: Foreign | None = None,
+    *,
+    force: bool = False,  # replace codes that are there
+    strict: bool = False,  # stop at the first bad file
+    quiet: bool = True,  # no progress bar
+) -> ImportReport:
+    "Turn index files of other programs into codes; `DataError` or `FormatError` if there is none that can be read."
+    how, source, out = how or Foreign(), Path(source), Path(out)
+    files = _json_files(source)
+    if how.label_from not in (None, "field", "folder"):
+        label_of(how.label_from)
+    read = work_through(
+        _reader(how, source, strict), ((f,) for f in files), len(files), what="files", quiet=quiet
+    )
+    entries: list[tuple[str, dict]] = []
+    failures = []
+    for file, (found, problem) in zip(files, read, strict=True):
+        entries += found
+        failures += [(str(file), problem)] if problem else []
+    sizes = _sizes(entries, how, source)
+    clips, bad = _clips(entries, sizes, how, strict)
+    failures += bad
+    if not clips:
+        raise FormatError("no clips could be read", file=source, found=failures[0][1] if failures else None)
+    replaces = [p.name for p in out.iterdir()] if force and (out / "code_indices.json").is_file() else []
+    with atomic_folder(out, replaces) as new:
+        for c in clips:
+            c.save(new / f"{c.id}.codes.json")
+        write_code_indices(new / "code_indices.json", clips)
+    labelled = sum(c.label is not None for c in clips)
+    return ImportReport(
+        len(clips), sum(len(c.ids) for c in clips), labelled, dict(clips[0].tokenizer), list(sizes), failures
+    )

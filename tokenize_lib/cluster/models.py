@@ -9,7 +9,6 @@ __all__ = ['METHODS', 'Assignment', 'write_assignments', 'project', 'ClusterMode
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -192,114 +191,33 @@ _FIELDS = {
 }
 
 
-@dataclass(eq=False)
-class ClusterModel:
-    "A fitted clustering; checked when made."
-
-    method: str  # kmeans, bayes_gmm or hdbscan
-    n_clusters: int  # clusters are 0 to n_clusters - 1, the largest first
-    arrays: dict[str, np.ndarray]  # see `_MIXTURE` and `_TREE`
-    encoder: dict = field(default_factory=dict)  # name and hash of what made the rows
-    tokenizer: dict = field(default_factory=dict)  # name and hash of what made the codes
-    parameters: dict = field(default_factory=dict)  # of the fit, for JSON
-    prob_thr: float = 0.2  # rows assigned with less are outliers
-
-    def __post_init__(self):
-        if self.method not in METHODS:
-            raise DataError("unknown", field="method", found=repr(self.method), expected=", ".join(METHODS))
-        if self.n_clusters < 1 or not 0 <= self.prob_thr <= 1:
-            found = f"{self.n_clusters} clusters, prob_thr {self.prob_thr}"
-            raise DataError(
-                "out of range", found=found, expected="at least 1 cluster, a threshold from 0 to 1"
-            )
-        if self.method == "hdbscan" and not self.parameters.get("min_samples", 0) >= 1:
-            raise DataError("missing", field="parameters.min_samples", expected="at least 1")
-        _check_arrays(self.method, self.n_clusters, self.arrays)
-
-    @property
-    def dim(self) -> int:
-        "Numbers a row has."
-        if "basis" in self.arrays:
-            return self.arrays["basis"].shape[0]
-        return self.arrays["points" if self.method == "hdbscan" else "means"].shape[1]
-
-    @cached_property
-    def _tree(self) -> Any:
-        from scipy.spatial import cKDTree
-
-        return cKDTree(self.arrays["points"].astype(np.float64))
-
-    def predict(
-        self,
-        x: np.ndarray,  # embeddings [N, d], of the model's encoder
-    ) -> Assignment:
-        "The cluster of each row; a row's never depends on the others. `DataError` for another width, or NaN."
-        x = np.asarray(x)
-        if x.ndim != 2 or x.shape[1] != self.dim or x.dtype.kind not in "iuf":
-            found, fix = f"{x.dtype} {list(x.shape)}", "Embed with the encoder that the model was fitted on."
-            raise DataError(
-                "wrong shape", field="embeddings", found=found, expected=f"[N, {self.dim}]", fix=fix
-            )
-        if len(bad := np.flatnonzero(~np.isfinite(x).all(1))):
-            raise DataError("not finite", field=f"embeddings, row {bad[0]}", found=f"{len(bad)} such rows")
-        parts = [self._assign(x[n : n + _BLOCK].astype(np.float64)) for n in range(0, max(len(x), 1), _BLOCK)]
-        cluster = np.concatenate([p.cluster for p in parts]).astype(np.int64)
-        probability = np.concatenate([p.probability for p in parts])
-        return Assignment(np.where(probability < self.prob_thr, -1, cluster), probability)
-
-    def _assign(self, x: np.ndarray) -> Assignment:
-        if not len(x):
-            return Assignment(np.zeros(0, np.int64), np.zeros(0))
-        x = project(x, self.arrays)
-        if self.method == "hdbscan":
-            return _tree_assignment(x, self._tree, self.arrays, self.parameters["min_samples"])
-        return _mixture_assignment(x, self.arrays)
-
-    def _about(self) -> dict:
-        return {name: getattr(self, name) for name in _FIELDS}
-
-    def content_hash(self) -> str:
-        "SHA-256 over everything that decides a prediction."
-        return hash_arrays(self.arrays, extra=self._about())
-
-    def save(
-        self,
-        folder: str | os.PathLike,  # gets cluster_model.json and cluster_model.npz
-    ) -> None:
-        "Write the model; the same model gives the same bytes."
-        folder = make_folder(folder)
-        write_npz(folder / _FILES[1], **self.arrays)
-        head = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "library_version": __version__,
-            "hash": self.content_hash(),
-        }
-        write_json(folder / _FILES[0], head | self._about())
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike,  # written by `save`, or a run folder with such files in it
-    ) -> "ClusterModel":
-        "Read a model; `FormatError` if a file is missing, foreign, or was altered after saving."
-        file = Path(folder) / _FILES[0]
-        about = _read_about(file)
-        arrays = read_npz(Path(folder) / _FILES[1])
-        try:
-            model = cls(arrays=arrays, **{k: about[k] for k in _FIELDS})
-        except DataError as e:
-            where = {"field": e.field, "found": e.found, "expected": e.expected}
-            raise FormatError(e.problem, file=Path(folder) / _FILES[1], **where) from e
-        if (found := model.content_hash()) != about["hash"]:
-            fix = "Copy both files again, or fit the model anew."
-            problem = "arrays or parameters were altered after saving"
-            raise FormatError(
-                problem, file=folder, field="hash", found=found[:12], expected=about["hash"][:12], fix=fix
-            )
-        return model
+def _check_model(m: "ClusterModel") -> None:
+    if m.method not in METHODS:
+        raise DataError("unknown", field="method", found=repr(m.method), expected=", ".join(METHODS))
+    if m.n_clusters < 1 or not 0 <= m.prob_thr <= 1:
+        found = f"{m.n_clusters} clusters, prob_thr {m.prob_thr}"
+        raise DataError("out of range", found=found, expected="at least 1 cluster, a threshold from 0 to 1")
+    if m.method == "hdbscan" and not m.parameters.get("min_samples", 0) >= 1:
+        raise DataError("missing", field="parameters.min_samples", expected="at least 1")
+    _check_arrays(m.method, m.n_clusters, m.arrays)
 
 
+def _neighbours(points: np.ndarray) -> Any:
+    from scipy.spatial import cKDTree
+
+    return cKDTree(points.astype(np.float64))
+
+
+def _check_rows(x: np.ndarray, dim: int) -> np.ndarray:
+    x = np.asarray(x)
+    if x.ndim != 2 or x.shape[1] != dim or x.dtype.kind not in "iuf":
+        found, fix = f"{x.dtype} {list(x.shape)}", "Embed with the encoder that the model was fitted on."
+        raise DataError("wrong shape", field="embeddings", found=found, expected=f"[N, {dim}]", fix=fix)
+    if len(bad := np.flatnonzero(~np.isfinite(x).all(1))):
+        raise DataError("not finite", field=f"embeddings, row {bad[0]}", found=f"{len(bad)} such rows")
+    return x
+
+# %% ../../nbs/cluster/60_models.ipynb #915afcb5
 def _read_about(file: Path) -> dict:
     if not file.is_file():
         fix = "Fit one: tokenize-lib cluster fit-bayes-gmm."
@@ -315,3 +233,84 @@ def _read_about(file: Path) -> dict:
                 "missing or of the wrong type", file=file, field=name, found=repr(about.get(name))
             )
     return about
+
+
+def _write_model(m: "ClusterModel", folder: Path) -> None:
+    write_npz(folder / _FILES[1], **m.arrays)
+    head = {"format": _FORMAT, "version": _VERSION, "library_version": __version__, "hash": m.content_hash()}
+    write_json(folder / _FILES[0], head | {name: getattr(m, name) for name in _FIELDS})
+
+
+def _read_model(folder: Path) -> "ClusterModel":
+    about, arrays = _read_about(folder / _FILES[0]), read_npz(folder / _FILES[1])
+    try:
+        model = ClusterModel(arrays=arrays, **{k: about[k] for k in _FIELDS})
+    except DataError as e:
+        where = {"field": e.field, "found": e.found, "expected": e.expected}
+        raise FormatError(e.problem, file=folder / _FILES[1], **where) from e
+    if (found := model.content_hash()) != about["hash"]:
+        fix, problem = (
+            "Copy both files again, or fit the model anew.",
+            "arrays or parameters were altered after saving",
+        )
+        raise FormatError(
+            problem, file=folder, field="hash", found=found[:12], expected=about["hash"][:12], fix=fix
+        )
+    return model
+
+# %% ../../nbs/cluster/60_models.ipynb #f96f4af0
+@dataclass(eq=False)
+class ClusterModel:
+    "A fitted clustering; checked when made."
+
+    method: str  # kmeans, bayes_gmm or hdbscan
+    n_clusters: int  # clusters are 0 to n_clusters - 1, the largest first
+    arrays: dict[str, np.ndarray]  # see `_MIXTURE` and `_TREE`
+    encoder: dict = field(default_factory=dict)  # name and hash of what made the rows
+    tokenizer: dict = field(default_factory=dict)  # name and hash of what made the codes
+    parameters: dict = field(default_factory=dict)  # of the fit, for JSON
+    prob_thr: float = 0.2  # rows assigned with less are outliers
+
+    def __post_init__(self):
+        _check_model(self)
+        points = self.arrays.get("points")
+        self._tree = None if points is None else _neighbours(points)
+
+    @property
+    def dim(self) -> int:
+        "Numbers a row has."
+        if "basis" in self.arrays:
+            return self.arrays["basis"].shape[0]
+        return self.arrays["points" if self.method == "hdbscan" else "means"].shape[1]
+
+    def predict(
+        self,
+        x: np.ndarray,  # embeddings [N, d], of the model's encoder
+    ) -> Assignment:
+        "The cluster of each row; a row's never depends on the others. `DataError` for another width, or NaN."
+        x = _check_rows(x, self.dim)
+        parts = [self._assign(x[n : n + _BLOCK].astype(np.float64)) for n in range(0, max(len(x), 1), _BLOCK)]
+        cluster = np.concatenate([p.cluster for p in parts]).astype(np.int64)
+        probability = np.concatenate([p.probability for p in parts])
+        return Assignment(np.where(probability < self.prob_thr, -1, cluster), probability)
+
+    def _assign(self, x: np.ndarray) -> Assignment:
+        if not len(x):
+            return Assignment(np.zeros(0, np.int64), np.zeros(0))
+        x = project(x, self.arrays)
+        if self.method == "hdbscan":
+            return _tree_assignment(x, self._tree, self.arrays, self.parameters["min_samples"])
+        return _mixture_assignment(x, self.arrays)
+
+    def content_hash(self) -> str:
+        "SHA-256 over everything that decides a prediction."
+        return hash_arrays(self.arrays, extra={name: getattr(self, name) for name in _FIELDS})
+
+    def save(self, folder: str | os.PathLike) -> None:
+        "Write cluster_model.json and cluster_model.npz; the same model gives the same bytes."
+        _write_model(self, make_folder(folder))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "ClusterModel":
+        "Read what `save` wrote; `FormatError` if a file is missing, foreign, or was altered after saving."
+        return _read_model(Path(folder))

@@ -158,7 +158,7 @@ class StreamReport:
     outliers: int = 0  # records among them
     bad: int = 0  # clips or lines that were left out
 
-
+# %% ../../nbs/cluster/70_online.ipynb #686a9523
 def _files(path: Path) -> Iterator[Path]:
     "Pieces of a corpus that can be read one after the other."
     if path.is_dir() and not (path / "code_indices.json").exists():
@@ -201,7 +201,7 @@ def _clips(source: Path | IO[bytes], bad: Callable[[str, str], None]) -> Iterato
     else:
         yield from _from_lines(source, "standard input", bad)
 
-
+# %% ../../nbs/cluster/70_online.ipynb #b859b270
 def _from_lines(
     stream: IO[bytes], name: str, bad: Callable[[str, str], None]
 ) -> Iterator[list[tuple[str, Codes]]]:
@@ -222,7 +222,7 @@ def _from_lines(
         if batch:
             yield batch
 
-
+# %% ../../nbs/cluster/70_online.ipynb #fcb01a20
 def predict_stream(
     predictor: Predictor,
     sources: Sequence[Path | IO[bytes]],  # files or folders of codes, *.jsonl, or an open stream of lines
