@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import require
-from .embeddings import Embeddings, embed_codes
+from .embeddings import Embeddings
 from .models import Assignment
 from ..core.files import atomic_folder, atomic_write
 
