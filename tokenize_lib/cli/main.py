@@ -12,7 +12,16 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cluster, cluster_fit, data, pose, pose_ablation, pose_context, pose_files
+from tokenize_lib.cli import (
+    cluster,
+    cluster_fit,
+    cluster_report,
+    data,
+    pose,
+    pose_ablation,
+    pose_context,
+    pose_files,
+)
 from .common import tell
 
 # %% ../../nbs/cli/00_main.ipynb #682d11b1
@@ -28,7 +37,7 @@ app = typer.Typer(
 )
 ROOMS = {
     "pose": (pose, pose_files, pose_context, pose_ablation),
-    "cluster": (cluster, cluster_fit),
+    "cluster": (cluster, cluster_fit, cluster_report),
 }
 for name, (room, *more) in ROOMS.items():
     for module in more:
