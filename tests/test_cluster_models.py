@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_kmeans_assigns_to_the_nearest_centre(e, fitted):
     model, new = fitted["kmeans"].model, embeddings(seed=4).x.astype(float)
     distance = ((new[:, None] - model.arrays["means"]) ** 2).sum(-1)
     assert np.array_equal(
-        ClusterModel(**vars(model) | {"prob_thr": 0.0}).predict(new).cluster, distance.argmin(1)
+        replace(model, prob_thr=0.0).predict(new).cluster, distance.argmin(1)
     )
 
 
