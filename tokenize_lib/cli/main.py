@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cluster, data, pose, pose_ablation, pose_context, pose_files
+from . import cluster, cluster_fit, data, pose, pose_ablation, pose_context, pose_files
 from .common import tell
 
 # %% ../../nbs/cli/00_main.ipynb #682d11b1
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 ROOMS = {
     "pose": (pose, pose_files, pose_context, pose_ablation),
-    "cluster": (cluster,),
+    "cluster": (cluster, cluster_fit),
 }
 for name, (room, *more) in ROOMS.items():
     for module in more:

@@ -22,8 +22,8 @@ from .pictures import from_the_centre, save_picture, shortened, user_text
 from ..core.errors import DataError
 from ..core.files import atomic_folder
 from ..core.parallel import work_through
-from ..quantize.codes import Codes, Sketches, load_codes
-from ..quantize.shards import INDEX, read_shards
+from ..quantize.codes import Codes, Sketches
+from ..quantize.shards import INDEX, load_codes, read_shards
 
 # %% ../../nbs/cluster/79_exemplars.ipynb #4c806928
 def clips_named(

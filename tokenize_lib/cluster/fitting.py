@@ -20,7 +20,7 @@ import numpy as np
 from .. import __version__
 from .config import BayesGmmConfig, HdbscanConfig, require
 from .embeddings import Embeddings
-from .models import Assignment, ClusterModel, write_assignments
+from .models import Assignment, ClusterModel, project, write_assignments
 from .scores import label_scores
 from ..core.errors import DataError
 from ..core.files import write_json
@@ -64,7 +64,7 @@ def _prepare(e: Embeddings, components: int | None) -> _Rows:
         )
     x = e.x.astype(np.float64)
     arrays = principal(x, components)
-    z = (x - arrays["centre"]) @ arrays["basis"] if arrays else x
+    z = project(x, arrays)
     return _Rows(x, z, arrays, len(np.unique(e.x, axis=0)))
 
 # %% ../../nbs/cluster/62_fitting.ipynb #72b14781

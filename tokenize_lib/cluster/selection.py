@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from .config import require
-from .distances import principal_axes, stretched
+from .paths import path_lengths, principal_directions, smoothed, stretched
 from .sequences import CodeSet, token_vectors
 from ..core.config import Config
 from ..core.errors import DataError
@@ -50,6 +50,11 @@ def _clusters(x: np.ndarray, k: int, cfg: SelectionConfig, *place: int) -> Any:
     return means.fit(np.ascontiguousarray(x, np.float64))
 
 
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    "Adjusted Rand index."
+    return require("sklearn.metrics").adjusted_rand_score(a, b)
+
+
 def _check(x: np.ndarray, k: int) -> np.ndarray:
     "[N, d] float64 that can be split in two halves of k clusters each."
     x = np.asarray(x, np.float64)
@@ -72,8 +77,6 @@ def stability(
     config: SelectionConfig | None = None,
 ) -> float:  # mean ARI
     "Agreement of clusterings of two subsamples about all clips."
-    from sklearn.metrics import adjusted_rand_score
-
     cfg, x, found = config or SelectionConfig(), _check(x, k), []
     size = max(k, int(cfg.share * len(x)))
     for r in range(cfg.repeats):
@@ -81,7 +84,7 @@ def stability(
         a, b = (
             _clusters(x[rng.permutation(len(x))[:size]], k, cfg, 1, r, side).predict(x) for side in (0, 1)
         )
-        found.append(adjusted_rand_score(a, b))
+        found.append(_agreement(a, b))
     return float(np.mean(found))
 
 # %% ../../nbs/cluster/82_selection.ipynb #1fa19049
@@ -157,13 +160,9 @@ def consistency(
     config: SelectionConfig | None = None,
 ) -> float:  # mean ARI over starting points
     "Agreement of the clusters of clips with the clusters that the same clips are given after a change."
-    from sklearn.metrics import adjusted_rand_score
-
     cfg, x = config or SelectionConfig(), _check(x, k)
     fitted = [_clusters(x, k, cfg, 3, r) for r in range(cfg.repeats)]
-    return float(
-        np.mean([adjusted_rand_score(f.labels_, f.predict(np.asarray(changed, np.float64))) for f in fitted])
-    )
+    return float(np.mean([_agreement(f.labels_, f.predict(np.asarray(changed, np.float64))) for f in fitted]))
 
 # %% ../../nbs/cluster/82_selection.ipynb #8a0941e1
 def choose_k(
@@ -197,16 +196,16 @@ def code_views(
     tiny = 1e-3 * max(float(tokens.std()), 1e-12)
     rows = []
     for path in np.split(tokens, codes.offsets[1:-1]):
-        path = stretched(path, len(path))  # the same length, smoothed
-        steps = np.abs(np.diff(path, axis=0)).sum(0)
-        shape = stretched(path - path.mean(0), cfg.points, smoothing=False).ravel()
+        path = smoothed(path)
+        steps = path_lengths(path)
+        shape = stretched(path - path.mean(0), cfg.points).ravel()
         rows.append((path.mean(0), path.std(0), np.log(steps + tiny), shape))
     place, amount, path, shape = (np.stack(view) for view in zip(*rows, strict=True))
     return {
         "place": place,
         "amount": amount,
         "path": path,
-        "shape": shape @ principal_axes(shape, cfg.components),
+        "shape": shape @ principal_directions(shape, cfg.components),
     }
 
 # %% ../../nbs/cluster/82_selection.ipynb #068c76af
@@ -217,16 +216,12 @@ def view_agreement(
     config: SelectionConfig | None = None,
 ) -> dict[str, float]:  # mean ARI, by view
     "How far the clusters of an embedding agree with those of each view alone."
-    from sklearn.metrics import adjusted_rand_score
-
     cfg, x = config or SelectionConfig(), _check(x, k)
     own = [_clusters(x, k, cfg, 5, r).labels_ for r in range(cfg.repeats)]
     agreement = {}
     for name, view in views.items():
         theirs = [_clusters(view, k, cfg, 6, r).labels_ for r in range(cfg.repeats)]
-        agreement[name] = float(
-            np.mean([adjusted_rand_score(a, b) for a, b in zip(own, theirs, strict=True)])
-        )
+        agreement[name] = float(np.mean([_agreement(a, b) for a, b in zip(own, theirs, strict=True)]))
     return agreement
 
 # %% ../../nbs/cluster/82_selection.ipynb #e64b7bab
