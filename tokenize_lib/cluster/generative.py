@@ -257,7 +257,7 @@ def _padded(
 
 def _smooth(hmm: Hmm, x: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Forward and backward: state probabilities [B, L, states], expected moves [B, states, states], log-likelihood [B]."
-    (B, L, d), phases = x.shape, hmm.cfg.phases
+    B, L, phases = *x.shape[:2], hmm.cfg.phases
     density = -0.5 * (
         np.square(x) @ (1 / hmm.variances).T - 2 * x @ (hmm.means / hmm.variances).T
         + (np.square(hmm.means) / hmm.variances + np.log(2 * np.pi * hmm.variances)).sum(1)
