@@ -151,11 +151,17 @@ class BayesGmmConfig(Config):
 class MarkovConfig(Config):
     "A mixture of Markov chains."
 
-    transition_smoothing: float = Field(20.0, gt=0, description="tokens from the cluster's frequencies after every code")
-    frequency_smoothing: float = Field(50.0, gt=0, description="tokens from the corpus's frequencies in every cluster")
+    transition_smoothing: float = Field(
+        20.0, gt=0, description="tokens from the cluster's frequencies after every code"
+    )
+    frequency_smoothing: float = Field(
+        50.0, gt=0, description="tokens from the corpus's frequencies in every cluster"
+    )
     n_init: int = Field(5, ge=1, description="starts; the likeliest one is kept")
     max_iter: int = Field(100, ge=1)
-    tolerance: float = Field(1e-7, gt=0, description="relative gain of the log-likelihood below which fitting ends")
+    tolerance: float = Field(
+        1e-7, gt=0, description="relative gain of the log-likelihood below which fitting ends"
+    )
 
 
 class HmmConfig(Config):
@@ -168,7 +174,9 @@ class HmmConfig(Config):
     least_variance: float = Field(1e-2, gt=0, description="of a state, as a share of the mean one")
     start_tokens: int = Field(20000, ge=1, description="that k-means looks at for the first states")
     max_iter: int = Field(20, ge=1)
-    tolerance: float = Field(1e-4, gt=0, description="relative gain of the log-likelihood below which fitting ends")
+    tolerance: float = Field(
+        1e-4, gt=0, description="relative gain of the log-likelihood below which fitting ends"
+    )
 
 # %% ../../nbs/cluster/10_config.ipynb #4fda2f0b
 class EvalConfig(Config):

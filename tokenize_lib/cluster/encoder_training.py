@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderTrainConfig, SequenceEmbedConfig
-from .encoders import LstmEncoder, NetworkEncoder, TransformerEncoder, pad, valid
+from .encoders import LstmEncoder, NetworkEncoder, TransformerEncoder, pad, pooled, valid
 from .fingerprint import Fingerprint
 from .sequences import CodeSet
 from ..core.checkpoint import load_model
@@ -181,7 +181,7 @@ class CodeObjective(Objective):
         order, size = rng.permutation(len(batches.codes)), batches.batch_size
         for i in range(0, min(len(order), 32 * size), size):
             b = batches.cut(order[i : i + size], rng).to(model.centre.device)
-            found.append(model.pool(model.read(b.codes, b.lengths), b.lengths).double())
+            found.append(pooled(model.read(b.codes, b.lengths), b.lengths).double())
         x = torch.cat(found)
         axes = torch.linalg.eigh((x - x.mean(0)).T @ (x - x.mean(0)))[1].flip(1)[:, : model.cfg.dim].T
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
@@ -247,7 +247,7 @@ class Contrastive(Objective):
         views = []
         for codes, lengths in (self.part(batch), self.part(batch)):
             hidden = torch.rand(codes.shape[:2]).to(codes.device) < self.train_config.mask_share
-            z = model.summary(model.pool(model.read(codes, lengths, hidden), lengths))
+            z = model.summary(pooled(model.read(codes, lengths, hidden), lengths))
             views.append(F.normalize(self.answer(z), dim=-1))
         z, n = torch.cat(views), len(batch.codes)
         alike = (z @ z.T / self.train_config.temperature).masked_fill(

@@ -106,7 +106,9 @@ class MarkovMixture:
                 best, reached = model, now
         return best
 
-    def _joint(self, counts: _Counts, own: np.ndarray | None = None) -> np.ndarray:  # [N, C] log of share times likelihood
+    def _joint(
+        self, counts: _Counts, own: np.ndarray | None = None
+    ) -> np.ndarray:  # [N, C] log of share times likelihood
         "Own: how much of each clip is in each chain's counts, and is to be left out."
         own = np.zeros((len(counts.lengths), len(self.share))) if own is None else own
         out = np.tile(np.log(self.share), (len(own), 1))
@@ -116,13 +118,17 @@ class MarkovMixture:
         a, b = self.cfg.transition_smoothing, self.cfg.frequency_smoothing
         for c, (seen, left, used) in enumerate(zip(self.seen, self.left, self.used, strict=True)):
 
-            def usual(state: np.ndarray, clip: np.ndarray, times: np.ndarray, c: int = c, used: np.ndarray = used):
+            def usual(
+                state: np.ndarray, clip: np.ndarray, times: np.ndarray, c: int = c, used: np.ndarray = used
+            ):
                 mine = own[clip, c]
                 rest = np.maximum(used[state] - mine * times, 0) + b * self.corpus[state]
                 return rest / (np.maximum(self.tokens[c] - mine * counts.lengths[clip], 0) + b)
 
             mine = own[counts.clip, c]
-            followed = np.maximum(np.where(known, seen[at], 0) - mine * counts.often, 0) if len(at) else seen[:0]
+            followed = (
+                np.maximum(np.where(known, seen[at], 0) - mine * counts.often, 0) if len(at) else seen[:0]
+            )
             fallback = usual(after, counts.clip, counts.used)
             chance = (followed + a * fallback) / (np.maximum(left[before] - mine * counts.left, 0) + a)
             out[:, c] += np.bincount(counts.clip, counts.often * np.log(chance), len(own))
@@ -177,7 +183,9 @@ def _first_guess(counts: _Counts, k: int, seed: int) -> np.ndarray:  # [N, k]
 # %% ../../nbs/cluster/55_generative.ipynb #b6bba799
 def _kmeans(x: Any, k: int, seed: int, n_init: int) -> np.ndarray:  # [N] int
     with one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", require("sklearn.exceptions").ConvergenceWarning)  # fewer different rows than k
+        warnings.simplefilter(
+            "ignore", require("sklearn.exceptions").ConvergenceWarning
+        )  # fewer different rows than k
         return require("sklearn.cluster").KMeans(k, n_init=n_init, random_state=seed).fit_predict(x)
 
 # %% ../../nbs/cluster/55_generative.ipynb #5e8c1dbf
@@ -224,7 +232,9 @@ class Hmm:
             change = moved.reshape(len(rows), S, self.cfg.phases, S, self.cfg.phases).sum((2, 4))
             change[:, np.arange(S), np.arange(S)] = 0  # what stays is in the time already
             out[rows, :S] = np.sqrt(time / np.maximum(lengths, 1)[:, None])
-            out[rows, S:] = np.sqrt(change / np.maximum(change.sum((1, 2), keepdims=True), 1)).reshape(len(rows), -1)
+            out[rows, S:] = np.sqrt(change / np.maximum(change.sum((1, 2), keepdims=True), 1)).reshape(
+                len(rows), -1
+            )
         return out
 
 # %% ../../nbs/cluster/55_generative.ipynb #1b17a9e7
@@ -247,7 +257,7 @@ def _padded(
 
 def _smooth(hmm: Hmm, x: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Forward and backward: state probabilities [B, L, states], expected moves [B, states, states], log-likelihood [B]."
-    (B, L, d), phases = x.shape, hmm.cfg.phases
+    B, L, phases = *x.shape[:2], hmm.cfg.phases
     density = -0.5 * (
         np.square(x) @ (1 / hmm.variances).T - 2 * x @ (hmm.means / hmm.variances).T
         + (np.square(hmm.means) / hmm.variances + np.log(2 * np.pi * hmm.variances)).sum(1)
