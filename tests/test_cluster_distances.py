@@ -5,15 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tokenize_lib.cluster.distances import (
-    KINDS,
-    DistanceConfig,
+from tokenize_lib.cluster.distances import KINDS, DistanceConfig, fit_distance, pairwise
+from tokenize_lib.cluster.scaling import (
     classical_mds,
     cluster_distances,
-    fit_distance,
     fit_landmarks,
     laplacian_coordinates,
-    pairwise,
 )
 from tokenize_lib.cluster.selection import (
     CHANGES,

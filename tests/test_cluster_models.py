@@ -87,9 +87,7 @@ def test_responsibilities_are_those_of_scikit_learn(kind):
 def test_kmeans_assigns_to_the_nearest_centre(e, fitted):
     model, new = fitted["kmeans"].model, embeddings(seed=4).x.astype(float)
     distance = ((new[:, None] - model.arrays["means"]) ** 2).sum(-1)
-    assert np.array_equal(
-        replace(model, prob_thr=0.0).predict(new).cluster, distance.argmin(1)
-    )
+    assert np.array_equal(replace(model, prob_thr=0.0).predict(new).cluster, distance.argmin(1))
 
 
 @pytest.mark.parametrize("min_samples", [1, 4])

@@ -36,7 +36,13 @@ def required():
     """Distributions that pip installs with the library, or with one of its extras for users."""
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    lists = ("requirements", "files_requirements", "cluster_requirements", "export_requirements", "ray_requirements")
+    lists = (
+        "requirements",
+        "files_requirements",
+        "cluster_requirements",
+        "export_requirements",
+        "ray_requirements",
+    )
     words = [word for name in lists for word in settings["DEFAULT"][name].split()]
     return {normal(re.match(r"[\w.-]+", word)[0]) for word in words}
 

@@ -8,7 +8,6 @@ __all__ = ['mean_and_std', 'fitter', 'ordered_table', 'plot_confusion', 'evaluat
 # %% ../../nbs/cluster/67_labelled.ipynb #a6563fe4
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 

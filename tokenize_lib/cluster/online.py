@@ -9,13 +9,13 @@ __all__ = ['write_code_lines', 'read_code_line', 'line_batches', 'Predictor', 'S
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from .embeddings import SequenceEncoder, embed_codes
+from .embeddings import SequenceEncoder
 from .models import ClusterModel
 from .sequences import CodeSet, code_set
 from ..core.errors import DataError, FormatError, TokenizeError

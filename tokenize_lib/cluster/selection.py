@@ -8,7 +8,7 @@ __all__ = ['CHANGES', 'SelectionConfig', 'stability', 'prediction_strength', 'ch
 
 # %% ../../nbs/cluster/82_selection.ipynb #a1aa9a8a
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
