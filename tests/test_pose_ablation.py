@@ -1,5 +1,6 @@
 """Ablations: every point once, failures listed, interruptions survived, and a table of what came out."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -169,7 +170,11 @@ def test_a_killed_ablation_goes_on(notebook, tmp_path):
         "--json",
     ]
     command = [sys.executable, "-c", code, *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeded = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # what a shell starts with & ignores it
+    process = subprocess.Popen(command, **pipes, preexec_fn=heeded)
     for _ in range(1200):
         if (out / "factor_l=2" / "run" / "log").exists() or process.poll() is not None:
             break
