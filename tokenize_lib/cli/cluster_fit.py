@@ -70,7 +70,7 @@ Nuisance = Annotated[
     ),
 ]
 
-
+# %% ../../nbs/cli/42_cluster_fit.ipynb #d5e061ae
 def _fit(
     fit: Callable[[Any, Any], Any],
     data: Path,

@@ -213,7 +213,7 @@ def draw_ethogram(
     legend.axis("off")
     return fig
 
-
+# %% ../../nbs/cluster/77_behaviour.ipynb #e234ade8
 def _rgb(colour: str) -> list[int]:
     return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
 
@@ -289,7 +289,7 @@ def leaf_order(
     present, branches = tree
     return [present[n] for n in leaves_list(branches)] if len(branches) else present
 
-
+# %% ../../nbs/cluster/77_behaviour.ipynb #42feefac
 def draw_dendrogram(
     tree: tuple[list[int], np.ndarray],  # of `cluster_tree`
     sizes: Mapping[int, int],  # rows of each cluster

@@ -204,7 +204,7 @@ _FILES = ("report.html", "metrics.json", "umap.png", "umap.html", "clusters.csv"
           "usage.png", "dendrogram.png", "transition_graph.png", "transition_matrix.png", "bouts.csv", "usage.csv",
           "transitions.csv", "labels.png")  # fmt: skip
 
-
+# %% ../../nbs/cluster/85_cluster_report.ipynb #177b68b7
 def write_cluster_report(
     out: str | os.PathLike,  # folder, new or empty
     e: Embeddings,

@@ -100,7 +100,7 @@ def _dtw_rows(a, b, band, first, rows, out):
             for w in range(min(LANES, out.shape[1] - start)):
                 out[i, start + w] = two[points % 2, points, w] / points
 
-
+# %% ../../nbs/cluster/57_distances.ipynb #78f4b7af
 @functools.cache
 def _compiled(kernel: Callable) -> Callable:
     "The kernel as machine code; it lets other threads run, and takes a second or two the first time."
@@ -381,7 +381,7 @@ def _markov_rows(
                     q += 1
             out[i, j] = (both - min(own[i], own_b[j])) / max(own[i], own_b[j])
 
-
+# %% ../../nbs/cluster/57_distances.ipynb #5d4809af
 def _markov(a: Transitions, b: Transitions, cfg: DistanceConfig, same: bool, jobs: int) -> np.ndarray:
     gain, cost = _code_lengths(a.rows.shape[1], int(a.rows.sum(1).max() + b.rows.sum(1).max()))
     own = [_markov_bits(x, gain, cost) for x in (a, b)]

@@ -79,7 +79,7 @@ class SequenceEncoder(nn.Module, PretrainedModel):
         vectors = self.vectors
         return (token_vectors(codes[n], vectors) for n in range(len(codes)))
 
-
+# %% ../../nbs/cluster/30_embeddings.ipynb #ce2c9a72
 def about_codes(
     codes: CodeSet,
 ) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Fingerprint(SequenceEncoder):
             vector_dim=config["vector_dim"],
         )
 
-
+# %% ../../nbs/cluster/40_fingerprint.ipynb #a5abd368
 def _batches(items: Iterable[np.ndarray], size: int = 512) -> Iterable[list[np.ndarray]]:
     batch = []
     for item in items:

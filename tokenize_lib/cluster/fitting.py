@@ -267,7 +267,7 @@ def fit_hdbscan(
 def _hdbscan(z: np.ndarray, how: dict, **more: Any) -> Any:
     return require("hdbscan").HDBSCAN(**how, **more, core_dist_n_jobs=1, prediction_data=True).fit(z)
 
-
+# %% ../../nbs/cluster/62_fitting.ipynb #e0161e44
 def tree_arrays(
     found: Any,  # fitted `hdbscan.HDBSCAN`, with prediction data
 ) -> dict[str, np.ndarray]:  # see `ClusterModel`

@@ -314,7 +314,7 @@ def fit_hmm(
         before = total
     return hmm
 
-
+# %% ../../nbs/cluster/55_generative.ipynb #f9df8e32
 def _start(codes: CodeSet, vectors: Sequence[np.ndarray], seed: int, cfg: HmmConfig) -> Hmm:
     "States from k-means of the tokens."
     x = token_vectors(codes.codes, vectors).astype(np.float64)

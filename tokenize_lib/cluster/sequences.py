@@ -95,7 +95,7 @@ class CodeSet:
             self, ids=names, labels=[self.labels[n] for n in clips], codes=self.codes[at], offsets=offsets
         )
 
-
+# %% ../../nbs/cluster/20_sequences.ipynb #17fdcfb8
 def _spans(length: int, tokens: int | None, hop: int | None) -> list[tuple[int, int]]:
     if tokens is None or length <= tokens:
         return [(0, length)]
@@ -208,7 +208,7 @@ def code_vectors(
 def _numpy(x: Any) -> Any:
     return x.detach().cpu().numpy() if hasattr(x, "detach") else x
 
-
+# %% ../../nbs/cluster/20_sequences.ipynb #ffee6684
 def learnt_vectors(
     codes: CodeSet,
     dim: int = 32,  # of the vectors; fewer where there are fewer codes
@@ -238,7 +238,7 @@ def learnt_vectors(
     )  # later layers correct ever less
     return np.split((share @ vectors).astype(np.float32), np.cumsum(sizes)[:-1])
 
-
+# %% ../../nbs/cluster/20_sequences.ipynb #a1bf2825
 def _parts(codes: CodeSet, tokens: int = 200_000) -> Iterator[CodeSet]:
     "The same clips in turn, so many that their tokens fit into memory several times."
     start = 0

@@ -86,7 +86,7 @@ class RangeWriter:
         except AssertionError:  # a number outside the interval
             return False
 
-
+# %% ../../nbs/quantize/25_range_coder.ipynb #c1ec9ead
 def _number(data: bytes, position: int) -> int:
     "The first words and two more, as a number."
     return int.from_bytes(data[: 4 * position + 8].ljust(4 * position + 8, b"\0"), "big")
