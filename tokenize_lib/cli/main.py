@@ -16,6 +16,7 @@ from tokenize_lib.cli import (
     cluster,
     cluster_fit,
     cluster_report,
+    cluster_stream,
     data,
     pose,
     pose_ablation,
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 ROOMS = {
     "pose": (pose, pose_files, pose_context, pose_ablation),
-    "cluster": (cluster, cluster_fit, cluster_report),
+    "cluster": (cluster, cluster_fit, cluster_stream, cluster_report),
 }
 for name, (room, *more) in ROOMS.items():
     for module in more:
