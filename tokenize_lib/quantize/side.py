@@ -28,7 +28,7 @@ def _numbers(x: Any) -> np.ndarray | None:
         x = list(chain.from_iterable(x))
     return a if a.dtype == float and set(map(type, x)) == {float} else None
 
-
+# %% ../../nbs/quantize/28_side.ipynb #060f45f1
 def take_out_numbers(
     side: Mapping | None,  # of a clip
     pool: list[np.ndarray],  # to which the numbers are appended
@@ -51,7 +51,7 @@ def joined_numbers(
         small = values.astype(np.float32)
     return small if (small == values).all() else values
 
-
+# %% ../../nbs/quantize/28_side.ipynb #207ac811
 def put_back_numbers(
     side: dict | None,  # of `take_out_numbers`, changed in place
     shapes: Mapping[str, Sequence[int]],  # of `take_out_numbers`
