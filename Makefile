@@ -24,7 +24,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt tools/fix_torchau
 	@test -x $(BIN)/python || $(PY) -m venv .venv || { rm -rf .venv; \
 	  echo "Cannot make a virtual environment: on Debian or Ubuntu, install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,files,cluster,export]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,files,cluster,dyad,hubert,video,export]'
 	$(BIN)/python tools/fix_torchaudio.py
 	@touch $@
 

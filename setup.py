@@ -17,7 +17,8 @@ def words(key):
     return shlex.split(cfg.get(key, ""))
 
 
-extras = {name: words(f"{name}_requirements") for name in ("files", "cluster", "export", "ray")}
+EXTRAS = ("files", "cluster", "dyad", "hubert", "video", "export", "ray")
+extras = {name: words(f"{name}_requirements") for name in EXTRAS}
 
 setuptools.setup(
     name=cfg["lib_name"],

@@ -7,25 +7,16 @@ __all__ = ['require', 'FingerprintConfig', 'NetworkConfig', 'EncoderTrainConfig'
            'BayesGmmConfig', 'MarkovConfig', 'HmmConfig', 'EvalConfig']
 
 # %% ../../nbs/cluster/10_config.ipynb #7fa4062e
-import importlib
-from types import ModuleType
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ..core import extras
 from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
-from ..core.errors import ConfigError
 
 # %% ../../nbs/cluster/10_config.ipynb #ad435cfa
-def require(
-    module: str,  # such as "sklearn.mixture"
-) -> ModuleType:
-    "Import a module of the extra `cluster`; a `ConfigError` says how to get it."
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        fix = "pip install 'tokenize_lib[cluster]'"
-        raise ConfigError(f"{module.split('.')[0]} is not installed ({e})", fix=fix) from e
+require = partial(extras.require, extra="cluster")  # a module of the extra
 
 # %% ../../nbs/cluster/10_config.ipynb #5512b31e
 class FingerprintConfig(Config):
