@@ -119,7 +119,7 @@ def variance(
     return float(x.var(0).mean())
 
 
-PAIRS = 50_000  # of frames, for diversity
+PAIRS = 20_000  # of frames, for diversity
 
 
 def diversity(
