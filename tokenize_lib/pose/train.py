@@ -23,6 +23,7 @@ from ..core.config import load_config, merge, read_config
 from ..core.distributed import total_over_processes
 from ..core.errors import ConfigError, DataError
 from ..core.run import Run, seed_everything, step_seed
+from ..core.splits import make_splits
 from ..core.training import TrainingModule, cpu_threads, fit, total_steps
 from .clips import Clip, MotionSet, load_motion
 from .coding import at_model_rate
@@ -39,7 +40,6 @@ from tokenize_lib.pose.masked import (
 )
 from .masked_training import flat_accuracy, masked_accuracy
 from .metrics import Reconstruction, counted_joints
-from .prepare import make_splits
 from .preprocess import Processed, fit_dataset_scale, scale_scope
 from .skeleton import load_skeleton
 from .tokenizer import PoseTokenizer, new_tokenizer
