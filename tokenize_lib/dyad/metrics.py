@@ -70,7 +70,7 @@ def gaussian_frechet(
     "Squared Fréchet (2-Wasserstein) distance of two Gaussians; covariances may be singular."
     shared = np.linalg.svd(_factor(cov1).T @ _factor(cov2), compute_uv=False).sum()
     total = np.sum((np.asarray(mean1) - mean2) ** 2) + np.trace(cov1) + np.trace(cov2)
-    rounding = len(cov1) * np.finfo(np.float64).eps * total
+    rounding = 16 * len(cov1) * np.finfo(np.float64).eps * total
     return float(total - 2 * shared) if total - 2 * shared > rounding else 0.0
 
 
