@@ -192,15 +192,21 @@ def voice(
     window = np.hanning(4 * hop + 1)[:-1] / 2
     pieces = 1 + math.ceil(n / hop)
     at = (np.arange(pieces) - 0.5) * hop / sample_rate
-    gain = _formants(d, at, moments, np.fft.rfftfreq(4 * hop, 1 / sample_rate), world)
+    hz = np.fft.rfftfreq(4 * hop, 1 / sample_rate)
+    hz = hz[hz < 8000]
     padded = np.pad(source, (2 * hop + hop // 2, 4 * hop))
-    cut = np.lib.stride_tricks.sliding_window_view(padded, 4 * hop)[::hop][:pieces] * window
-    out = np.zeros((pieces + 4) * hop)
-    filtered = np.fft.irfft(np.fft.rfft(cut, axis=1) * gain, axis=1)
+    cut = np.lib.stride_tricks.sliding_window_view(padded, 4 * hop)[::hop][:pieces]
+    heard = np.interp(at, moments, d.envelope) > 0  # the others are silent
+    spectrum = np.fft.rfft(cut[heard] * window, axis=1)[:, : len(hz)] * _formants(
+        d, at[heard], moments, hz, world
+    )
+    filtered = np.zeros((pieces, 4, hop))
+    filtered[heard] = np.fft.irfft(spectrum, 4 * hop, axis=1).reshape(-1, 4, hop)
+    out = np.zeros((pieces + 4, hop))
     for k in range(4):
-        out[k * hop : (k + pieces) * hop] += filtered[:, k * hop : (k + 1) * hop].ravel()
+        out[k : k + pieces] += filtered[:, k]
     first = 2 * hop + hop // 2
-    return (out[first : first + n] + world.hiss * rng.standard_normal(n)).astype(np.float32)
+    return (out.ravel()[first : first + n] + world.hiss * rng.standard_normal(n)).astype(np.float32)
 
 # %% ../../nbs/dyad/16_talkers.ipynb #608fb349
 def _formants(
