@@ -203,6 +203,8 @@ MODELS: dict[str, str] = {
     "cluster_fingerprint": "tokenize_lib.cluster.fingerprint:Fingerprint",
     "cluster_lstm": "tokenize_lib.cluster.encoders:LstmEncoder",
     "cluster_transformer": "tokenize_lib.cluster.encoders:TransformerEncoder",
+    "dyad_motion_vq": "tokenize_lib.dyad.motion_vq:MotionVQ",
+    "dyad_dim": "tokenize_lib.dyad.dim:DIM",
 }
 
 

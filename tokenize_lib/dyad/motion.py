@@ -97,10 +97,11 @@ def load_states(
         raise FormatError(
             "not states", file=path, found=f"{states.dtype} {states.shape}", expected="numbers [T]"
         )
-    if wrong := [x for x in np.unique(states).tolist() if x not in range(len(STATES))]:
+    whole = states if states.dtype == np.int8 else np.nan_to_num(states, nan=-1).clip(-1, 9).astype(np.int8)
+    if (wrong := (whole != states) | (whole < 0) | (whole >= len(STATES))).any():
         expected = ", ".join(f"{i} {name}" for i, name in enumerate(STATES))
-        raise DataError("no such state", file=path, found=wrong[0], expected=expected)
-    return states.astype(np.int8)
+        raise DataError("no such state", file=path, found=states[wrong.argmax()].item(), expected=expected)
+    return whole
 
 
 def _map(path: str | os.PathLike) -> np.ndarray:
