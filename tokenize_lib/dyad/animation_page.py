@@ -208,7 +208,8 @@ function rows() {
       c.globalAlpha = .3; c.fillRect(px, top + 1, 1, row - 2); c.globalAlpha = 1;
       const tall = Math.max(1, loud * (row - gap)); c.fillRect(px, mid - tall / 2, 1, tall);
     }
-    c.fillStyle = getComputedStyle(document.body).color; c.font = '11px system-ui, sans-serif'; c.fillText(a.name, 6, top + 13);
+    c.font = '11px system-ui, sans-serif'; c.fillStyle = getComputedStyle(line).backgroundColor; c.globalAlpha = .8;
+    c.fillRect(3, top + 3, c.measureText(a.name).width + 8, 15); c.globalAlpha = 1; c.fillStyle = getComputedStyle(document.body).color; c.fillText(a.name, 7, top + 14);
   });
   c.fillRect(Math.min(w - 2, at / length * w), 0, 2, h);
 }
