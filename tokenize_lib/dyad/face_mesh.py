@@ -309,7 +309,7 @@ def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndar
 
 # %% ../../nbs/dyad/74_face.ipynb #696458b1
 class ProxyFace(HeadMesh):
-    "A head made by formulas, of about three thousand vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
+    "A head made by formulas, of 4,600 vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
 
     def __init__(
         self,
