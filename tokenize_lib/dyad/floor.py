@@ -37,7 +37,7 @@ class Floor:
     "What is left for nobody, per group of coefficients and together; means over frames and coefficients."
 
     role: str
-    mse: dict[str, float]  # exp, jaw, neck, 54, 51
+    mse: dict[str, float]  # exp, jaw, neck, motion54, motion51
     variance: dict[str, float]  # of the motion
 
     @property
@@ -50,7 +50,7 @@ def noise_floor(
     role: Role,
 ) -> Floor:
     "The error of the oracle: no model of this role can be expected to do better."
-    parts = {**GROUPS, "54": slice(0, 54), "51": slice(0, 51)}
+    parts = {**GROUPS, "motion54": slice(0, 54), "motion51": slice(0, 51)}
     frames, total, squares, errors = 0, np.zeros(54), np.zeros(54), np.zeros(54)
     for talk in talks:
         for i, person in enumerate(talk.people):
