@@ -258,7 +258,7 @@ def _mouth() -> list[_Part]:
     parts = [
         _Part(bag, _sheet(7, 9), np.tile(_TONES["mouth"], (63, 1)), _ramp((-5.2 - y.ravel()) / 2), soft=0.0)
     ]
-    for rows, half, jaw in (([-5.0, -6.25], 1.9, 0.0), ([-6.5, -7.1], 1.6, 1.0)):
+    for rows, half, jaw in (([-4.9, -6.2], 1.65, 0.0), ([-6.5, -7.1], 1.5, 1.0)):
         x, y = np.meshgrid(np.linspace(-half, half, 9), rows)
         teeth = np.stack([x, y, 7.8 - 0.34 * x**2 - 0.15 * jaw], -1).reshape(-1, 3)
         parts.append(_Part(teeth, _sheet(2, 9), np.tile(_TONES["teeth"], (18, 1)), jaw, soft=0.0))
@@ -276,7 +276,7 @@ def _shirt(colour: np.ndarray) -> _Part:
 # %% ../../nbs/dyad/74_face.ipynb #9477a295
 _MOST = 3.0  # of a coefficient
 PROXY_EXPRESSIONS = ("smile", "lips apart", "brows up", "pucker", "brows together", "lip corners apart", "narrow eyes", "lower lip up",
-                     "inner brows up", "one-sided smile")  # fmt: skip
+                     "inner brows up", "upper lip up")  # fmt: skip
 
 
 def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndarray:  # [10, V, 3] cm
@@ -304,12 +304,12 @@ def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndar
         np.stack([none, -0.15 * upper_lid + 0.06 * lower_lid - 0.04 * brow, 0.02 * upper_lid], 1),
         np.stack([none, 0.12 * down * _spot(x, y, 0, -7.2, 2.0, 1.3) - 0.03 * lips * up * np.exp(-dy.clip(0)), none], 1),
         np.stack([none, 0.24 * inner, none], 1),
-        smile * side[:, None] * 0.8,
+        np.stack([none, 0.16 * up * _spot(x, y, 0, -5.3, 1.9, 0.7) + 0.1 * _both(x, y, 1.2, -4.0, 0.9, 0.9), 0.06 * up * lips * np.exp(-dy.clip(0))], 1),
     ])  # fmt: skip
 
 # %% ../../nbs/dyad/74_face.ipynb #696458b1
 class ProxyFace(HeadMesh):
-    "A head made by formulas, of about three thousand vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
+    "A head made by formulas, of 4,600 vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
 
     def __init__(
         self,
