@@ -21,6 +21,7 @@ from ..core.files import atomic_write, make_folder
 from .animation_page import SAMPLE_RATE, Actor, conversation_page, loudness, mixed, wav_bytes
 from .audio import read_window, sample_at
 from .curves import STATE_COLOURS, state_runs
+from .face_mesh import ProxyFace
 from .head_mesh import GROUND, HeadMesh, draw_head
 from .motion import STATES
 
