@@ -153,12 +153,15 @@ class LaggedSums:
         x: np.ndarray,  # [T, F] what is known; before it there is nothing (zeros)
         y: np.ndarray,  # [T, D] what is asked
     ) -> None:
-        padded = np.concatenate([np.zeros((self.lags - 1, x.shape[1]), x.dtype), x])
+        x, y = (
+            np.asarray(v, np.float64) for v in (x, y)
+        )  # in single precision, few frames have negative eigenvalues
+        padded = np.concatenate([np.zeros((self.lags - 1, x.shape[1])), x])
         past = [padded[self.lags - 1 - lag : len(padded) - lag] for lag in range(self.lags)]
-        self.first = self.first + np.concatenate([x.T @ p for p in past], axis=1, dtype=np.float64)
-        self.cross = self.cross + np.concatenate([p.T @ y for p in past], dtype=np.float64)
-        self.power, self.frames = self.power + float((y.astype(np.float64) ** 2).sum()), self.frames + len(x)
-        self.ends.append(padded[: -self.lags - 1 : -1].astype(np.float64).ravel())
+        self.first = self.first + np.concatenate([x.T @ p for p in past], axis=1)
+        self.cross = self.cross + np.concatenate([p.T @ y for p in past])
+        self.power, self.frames = self.power + float((y**2).sum()), self.frames + len(x)
+        self.ends.append(padded[: -self.lags - 1 : -1].ravel())
 
     def gram(self) -> np.ndarray:  # [lags * F, lags * F]
         n, f = self.lags, len(self.first)

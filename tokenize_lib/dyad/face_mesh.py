@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator, PchipInterpolator
 
-from ..core.errors import DataError
 from .head_mesh import HeadMesh
 
 # %% ../../nbs/dyad/74_face.ipynb #36051591
 _PROFILE = np.array(
     [  # height, half width, depth in front, depth behind
         (-24, 17.5, 7.6, 8.8), (-21, 17, 7.2, 8.4), (-19.4, 14.6, 6.0, 7.4), (-18.2, 9.0, 4.8, 6.6),
-        (-17, 5.6, 3.9, 5.7), (-15, 4.5, 3.4, 5.3), (-13.2, 4.4, 3.8, 5.4), (-12.3, 4.55, 5.4, 5.7),
-        (-11.7, 4.75, 7.1, 6.0), (-11, 5.0, 8.2, 6.4), (-10, 5.4, 8.75, 7.0), (-8.2, 6.0, 8.5, 7.8),
+        (-17, 5.6, 3.9, 5.7), (-15, 4.5, 3.4, 5.3), (-13.2, 4.4, 3.8, 5.4), (-12.3, 4.7, 5.4, 5.7),
+        (-11.7, 5.05, 7.1, 6.0), (-11, 5.45, 8.2, 6.4), (-10, 5.8, 8.75, 7.0), (-8.2, 6.25, 8.5, 7.8),
         (-6, 6.55, 8.8, 8.6), (-3, 7.05, 8.5, 9.6), (0, 7.35, 8.0, 10.2), (2, 7.5, 8.7, 10.4), (4, 7.5, 8.75, 10.3),
         (7, 7.0, 7.9, 9.7), (9.5, 5.75, 6.0, 8.2), (11, 4.1, 3.8, 6.3), (11.8, 2.3, 1.8, 4.0), (12.1, 0.05, -0.5, 0.6),
     ]
@@ -51,7 +50,7 @@ def _skin(
     width, front, behind = np.moveaxis(_SHAPE(height), -1, 0)
     c, s, v = np.cos(angle), np.sin(angle), height
     x = width * s * (1 - 0.3 * _ramp((-4 - v) / 7) * _ramp((v + 14) / 2.5) * np.clip(c, 0, 1))
-    y = v + 3 * np.exp(-0.5 * ((v + 11) / 3) ** 2) * _ramp((1 - c) / 1.1)
+    y = v + 2.6 * np.exp(-0.5 * ((v + 11) / 3) ** 2) * _ramp((1 - c) / 1.4)
     z = np.where(c > 0, front, behind) * np.sign(c) * np.abs(c) ** np.where(c > 0, 0.82, 1.0)
     return np.stack(np.broadcast_arrays(x, y, z + _ramp((c - 0.05) / 0.45) * _relief(x, v)), -1)
 
@@ -193,7 +192,7 @@ def _eyes() -> list[_Part]:
         at = _EYE * (side, 1, 1)
         tones = ["dark", "dark", "iris", "iris", "dark", "eye", "eye", "eye"]
         parts.append(_rings(at, (0, 0.27, 0.29, 0.56, 0.6, 0.64, 0.95, 1.24), tones, _BALL))
-        parts.append(_rings(at + (0.2, 0.24, 1.22), (0, 0.11), ["eye", "eye"], 0.11, 10))
+        parts.append(_rings(at + (0.2, 0.24, 1.22), (0, 0.09), ["eye", "eye"], 0.09, 10))
     return parts
 
 
@@ -204,7 +203,7 @@ def _on_skin(face: _Part) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 def _brows(face: _Part) -> list[_Part]:
     t, up = np.meshgrid(np.linspace(0, 1, 12), np.array([1.0, 0.0, -1.0]))
-    x, thick = 1.25 + 3.75 * t, 0.34 * (1 - 0.75 * t**2) * np.clip(t * 8, 0.7, 1)
+    x, thick = 1.25 + 3.75 * t, 0.34 * (1 - 0.75 * t**2) * np.clip(t * 6 + 0.25, 0, 1)
     y = 1.72 + 0.62 * np.sin(np.pi * (0.1 + 0.72 * t)) - 0.45 * t + thick * up
     parts = []
     for side in (1, -1):
@@ -220,7 +219,7 @@ def _hair() -> _Part:
     edge = np.interp(
         turned,
         [0, 15, 32, 50, 62, 70, 80, 92, 104, 118, 180],
-        [8.3, 8.2, 7.6, 6.4, 3.8, 0.6, -1.6, 0.6, 0.8, -5.5, -8.5],
+        [7.6, 7.5, 7.0, 5.9, 3.6, 0.6, -1.6, 0.6, 0.8, -5.5, -8.5],
     )
     t = np.linspace(0, 1, 14)[:, None]
     height = 12.1 + (edge - 12.1) * np.sin(t * np.pi / 2) ** 1.15
@@ -258,9 +257,9 @@ def _mouth() -> list[_Part]:
     parts = [
         _Part(bag, _sheet(7, 9), np.tile(_TONES["mouth"], (63, 1)), _ramp((-5.2 - y.ravel()) / 2), soft=0.0)
     ]
-    for rows, half, jaw in (([-5.0, -6.3], 1.5, 0.0), ([-6.5, -7.1], 1.3, 1.0)):
+    for rows, half, jaw in (([-4.9, -6.2], 1.65, 0.0), ([-6.5, -7.1], 1.5, 1.0)):
         x, y = np.meshgrid(np.linspace(-half, half, 9), rows)
-        teeth = np.stack([x, y, 7.9 - 0.2 * x**2 - 0.15 * jaw], -1).reshape(-1, 3)
+        teeth = np.stack([x, y, 7.8 - 0.34 * x**2 - 0.15 * jaw], -1).reshape(-1, 3)
         parts.append(_Part(teeth, _sheet(2, 9), np.tile(_TONES["teeth"], (18, 1)), jaw, soft=0.0))
     return parts
 
@@ -276,7 +275,7 @@ def _shirt(colour: np.ndarray) -> _Part:
 # %% ../../nbs/dyad/74_face.ipynb #9477a295
 _MOST = 3.0  # of a coefficient
 PROXY_EXPRESSIONS = ("smile", "lips apart", "brows up", "pucker", "brows together", "lip corners apart", "narrow eyes", "lower lip up",
-                     "inner brows up", "one-sided smile")  # fmt: skip
+                     "inner brows up", "upper lip up")  # fmt: skip
 
 
 def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndarray:  # [10, V, 3] cm
@@ -304,24 +303,17 @@ def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndar
         np.stack([none, -0.15 * upper_lid + 0.06 * lower_lid - 0.04 * brow, 0.02 * upper_lid], 1),
         np.stack([none, 0.12 * down * _spot(x, y, 0, -7.2, 2.0, 1.3) - 0.03 * lips * up * np.exp(-dy.clip(0)), none], 1),
         np.stack([none, 0.24 * inner, none], 1),
-        smile * side[:, None] * 0.8,
+        np.stack([none, 0.16 * up * _spot(x, y, 0, -5.3, 1.9, 0.7) + 0.1 * _both(x, y, 1.2, -4.0, 0.9, 0.9), 0.06 * up * lips * np.exp(-dy.clip(0))], 1),
     ])  # fmt: skip
 
 # %% ../../nbs/dyad/74_face.ipynb #696458b1
 class ProxyFace(HeadMesh):
-    "A head made by formulas, of about three thousand vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
+    "A head made by formulas, of 4,600 vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
 
     def __init__(
         self,
         shirt: str = "#4a7ab5",  # colour, to tell people apart
-        read: np.ndarray
-        | None = None,  # [50, 10]: coefficients @ read = the ten of `PROXY_EXPRESSIONS`; None: the first ten
     ):
-        read = np.eye(50, len(PROXY_EXPRESSIONS)) if read is None else np.asarray(read, np.float64)
-        if read.shape != (50, len(PROXY_EXPRESSIONS)):
-            raise DataError(
-                "not such a matrix", field="read", found=read.shape, expected=(50, len(PROXY_EXPRESSIONS))
-            )
         face = _face()
         cloth = np.array([int(shirt[k : k + 2], 16) for k in (1, 3, 5)]) / 255
         parts = [_shirt(cloth), face, *_mouth(), *_eyes(), *_ears(), _hair(), *_brows(face)]
@@ -340,7 +332,7 @@ class ProxyFace(HeadMesh):
             rest=(xyz / 100).astype(np.float32),
             triangles=np.concatenate([p.triangles + s for p, s in zip(parts, starts, strict=True)]),
             colours=np.concatenate([p.colours for p in parts]).astype(np.float32),
-            directions=(np.tensordot(read, move, 1) / 100).astype(np.float32),
+            directions=np.pad(move / 100, ((0, 50 - len(move)), (0, 0), (0, 0))).astype(np.float32),
             joints=np.float32([[0, -0.125, -0.015], [0, -0.015, 0.012]]),
             weights=np.stack([1 - head, head * (1 - jaw), head * jaw], 1).astype(np.float32),
             limit=_MOST,

@@ -24,28 +24,31 @@ from .talkers import Drives, World, draw_drives, draw_turns, fir, low_pass, voic
 
 # %% ../../nbs/dyad/18_synthetic.ipynb #9e91b6fd
 _LATENTS = (
-    "open",
-    "front",
-    "round",
-    "glide",
-    "closure",
-    "brow",
     "smile",
+    "open",
+    "brow",
+    "round",
     "concern",
+    "front",
+    "eyes",
+    "closure",
     "interest",
     "flash",
-    "eyes",
-)
+    "glide",
+)  # each mostly in the coefficient of its number
 _JAW, _RX, _RY, _RZ = range(len(_LATENTS), len(_LATENTS) + 4)
+_GAIN = 2.0  # coefficients of expression for a latent of 1, so that they vary about as much as those of real faces
 
 
 @cache
 def loadings() -> np.ndarray:  # [15, 54]: eleven latents of expression, then jaw and three of the neck
     "How a latent shows in the 54 coefficients: the same for everybody, with the decaying spectrum of FLAME."
     rng, k = np.random.default_rng(54), len(_LATENTS)
-    face = rng.standard_normal((k, 50)) * (1 + np.arange(50)) ** -0.6
+    spread = rng.standard_normal((k, 50)) * (1 + np.arange(50)) ** -0.6
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    face = math.sqrt(0.8) * np.eye(k, 50) + math.sqrt(0.2) * spread
     out = np.zeros((k + 4, 54))
-    out[:k, :50] = face / np.linalg.norm(face, axis=1, keepdims=True)
+    out[:k, :50] = _GAIN * face / np.linalg.norm(face, axis=1, keepdims=True)
     out[k:, 50:] = np.eye(4)
     out.flags.writeable = False
     return out
@@ -159,7 +162,7 @@ def response_latents(
 # %% ../../nbs/dyad/18_synthetic.ipynb #91a3f546
 # measured over an hour of conversation, see below
 _STD = np.array(
-    [0.15, 0.15, 0.15, 0.17, 0.085, 0.15, 0.35, 0.235, 0.465, 0.45, 0.097, 0.074, 0.027, 0.022, 0.049]
+    [0.35, 0.15, 0.15, 0.15, 0.235, 0.15, 0.097, 0.085, 0.465, 0.45, 0.17, 0.074, 0.027, 0.022, 0.049]
 )
 
 
