@@ -323,7 +323,7 @@ def synthetic_dialogues(
     jobs: int = 1,  # processes
     quiet: bool = True,  # no progress bar
 ) -> Path:  # the JSON to give to `prepare`, with `out` as its data root
-    "Write a small data set in the layout of Seamless Interaction, about 14 MB a dialogue and minute, half of it audio."
+    "Write a small data set in the layout of Seamless Interaction, 27 MB a dialogue and minute, most of it audio."
     if dialogues < 1:
         raise ConfigError("none to write", field="dialogues", found=dialogues, expected="1 or more")
     out = Path(out)
