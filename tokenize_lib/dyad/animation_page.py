@@ -95,9 +95,10 @@ def pack_motion(
     power, turn = np.linalg.eigh((x @ x.T).astype(np.float64))
     first = np.argsort(-power)[: max(1, int((power > 1e-12 * max(power.max(), 1e-30)).sum()))]
     basis = (turn[:, first] / np.sqrt(np.maximum(power[first], 1e-30))).T.astype(np.float32) @ x
-    own, k = x @ basis.T, 1
-    while k < len(basis) and np.abs(x - own[:, :k] @ basis[:k]).max() > tolerance / 2:
-        k = min(len(basis), k + 2)
+    own, k = x @ basis.T, 0
+    while k < len(basis) and (k == 0 or max(x.max(), -x.min()) > tolerance / 2):  # x: what is left
+        x -= own[:, k : k + 3] @ basis[k : k + 3]
+        k += 3
     basis = basis[:k]
     sizes = np.maximum(np.abs(basis).max(1), 1e-12) / 32767
     whole = [
@@ -208,7 +209,8 @@ function rows() {
       c.globalAlpha = .3; c.fillRect(px, top + 1, 1, row - 2); c.globalAlpha = 1;
       const tall = Math.max(1, loud * (row - gap)); c.fillRect(px, mid - tall / 2, 1, tall);
     }
-    c.fillStyle = getComputedStyle(document.body).color; c.font = '11px system-ui, sans-serif'; c.fillText(a.name, 6, top + 13);
+    c.font = '11px system-ui, sans-serif'; c.fillStyle = getComputedStyle(line).backgroundColor; c.globalAlpha = .8;
+    c.fillRect(3, top + 3, c.measureText(a.name).width + 8, 15); c.globalAlpha = 1; c.fillStyle = getComputedStyle(document.body).color; c.fillText(a.name, 7, top + 14);
   });
   c.fillRect(Math.min(w - 2, at / length * w), 0, 2, h);
 }

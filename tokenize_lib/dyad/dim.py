@@ -30,7 +30,7 @@ class DimConfig(Config):
     encoder_depth: int = Field(1, ge=1, description="layers for each of the two people")
     joint_depth: int = Field(2, ge=1, description="layers that read motion and audio together")
     decoder_depth: int = Field(2, ge=1, description="layers that tell the codes")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_share_the_width(self):
@@ -67,7 +67,7 @@ class DimReader(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
         self.audio = nn.Linear(feature_dim, width)
-        self.motion = nn.ModuleDict({r: nn.Linear(motion_dim, width) for r in ROLES})
+        self.motion = nn.ModuleDict({r: nn.Linear(2 * motion_dim, width) for r in ROLES})
         self.unseen = nn.ParameterDict({r: nn.Parameter(0.02 * torch.randn(width)) for r in ROLES})
         common = {"heads": cfg.heads, "past": cfg.past, "drop": cfg.dropout}
         self.encoders = nn.ModuleDict({r: Stack(width, cfg.encoder_depth, **common) for r in ROLES})
@@ -113,9 +113,14 @@ class DimReader(nn.Module):
         role: str,  # whose motion it is
         motion: Tensor,  # [B, T, dim]
         hide: Tensor | None = None,  # [B, T] bool, True = not seen
+        last: Tensor | None = None,  # [B, 1, dim], the frame before the first; None: there is none
     ) -> Tensor:  # [B, T, width]
-        "What is seen in each frame."
-        x = self.motion[role](self.vq(role).normalise(motion))
+        "What is seen in each frame: where the face is, and how it moves, in units a tenth of a second."
+        vq = self.vq(role)
+        x = vq.normalise(motion)
+        before = x[:, :1] if last is None else vq.normalise(last)
+        moves = x.diff(dim=1, prepend=before) * (vq.fps / 10)
+        x = self.motion[role](torch.cat([x, moves], -1))
         return x if hide is None else torch.where(hide[..., None], self.unseen[role], x)
 
     def encode(

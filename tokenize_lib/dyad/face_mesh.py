@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator, PchipInterpolator
 
-from ..core.errors import DataError
 from .head_mesh import HeadMesh
 
 # %% ../../nbs/dyad/74_face.ipynb #36051591
@@ -258,7 +257,7 @@ def _mouth() -> list[_Part]:
     parts = [
         _Part(bag, _sheet(7, 9), np.tile(_TONES["mouth"], (63, 1)), _ramp((-5.2 - y.ravel()) / 2), soft=0.0)
     ]
-    for rows, half, jaw in (([-5.0, -6.25], 1.9, 0.0), ([-6.5, -7.1], 1.6, 1.0)):
+    for rows, half, jaw in (([-4.9, -6.2], 1.65, 0.0), ([-6.5, -7.1], 1.5, 1.0)):
         x, y = np.meshgrid(np.linspace(-half, half, 9), rows)
         teeth = np.stack([x, y, 7.8 - 0.34 * x**2 - 0.15 * jaw], -1).reshape(-1, 3)
         parts.append(_Part(teeth, _sheet(2, 9), np.tile(_TONES["teeth"], (18, 1)), jaw, soft=0.0))
@@ -276,7 +275,7 @@ def _shirt(colour: np.ndarray) -> _Part:
 # %% ../../nbs/dyad/74_face.ipynb #9477a295
 _MOST = 3.0  # of a coefficient
 PROXY_EXPRESSIONS = ("smile", "lips apart", "brows up", "pucker", "brows together", "lip corners apart", "narrow eyes", "lower lip up",
-                     "inner brows up", "one-sided smile")  # fmt: skip
+                     "inner brows up", "upper lip up")  # fmt: skip
 
 
 def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndarray:  # [10, V, 3] cm
@@ -304,24 +303,17 @@ def _expressions(xyz: np.ndarray, above: np.ndarray, lid: np.ndarray) -> np.ndar
         np.stack([none, -0.15 * upper_lid + 0.06 * lower_lid - 0.04 * brow, 0.02 * upper_lid], 1),
         np.stack([none, 0.12 * down * _spot(x, y, 0, -7.2, 2.0, 1.3) - 0.03 * lips * up * np.exp(-dy.clip(0)), none], 1),
         np.stack([none, 0.24 * inner, none], 1),
-        smile * side[:, None] * 0.8,
+        np.stack([none, 0.16 * up * _spot(x, y, 0, -5.3, 1.9, 0.7) + 0.1 * _both(x, y, 1.2, -4.0, 0.9, 0.9), 0.06 * up * lips * np.exp(-dy.clip(0))], 1),
     ])  # fmt: skip
 
 # %% ../../nbs/dyad/74_face.ipynb #696458b1
 class ProxyFace(HeadMesh):
-    "A head made by formulas, of about three thousand vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
+    "A head made by formulas, of 4,600 vertices; needs no file. What its first ten expression components do is in `PROXY_EXPRESSIONS`."
 
     def __init__(
         self,
         shirt: str = "#4a7ab5",  # colour, to tell people apart
-        read: np.ndarray
-        | None = None,  # [50, 10]: coefficients @ read = the ten of `PROXY_EXPRESSIONS`; None: the first ten
     ):
-        read = np.eye(50, len(PROXY_EXPRESSIONS)) if read is None else np.asarray(read, np.float64)
-        if read.shape != (50, len(PROXY_EXPRESSIONS)):
-            raise DataError(
-                "not such a matrix", field="read", found=read.shape, expected=(50, len(PROXY_EXPRESSIONS))
-            )
         face = _face()
         cloth = np.array([int(shirt[k : k + 2], 16) for k in (1, 3, 5)]) / 255
         parts = [_shirt(cloth), face, *_mouth(), *_eyes(), *_ears(), _hair(), *_brows(face)]
@@ -340,7 +332,7 @@ class ProxyFace(HeadMesh):
             rest=(xyz / 100).astype(np.float32),
             triangles=np.concatenate([p.triangles + s for p, s in zip(parts, starts, strict=True)]),
             colours=np.concatenate([p.colours for p in parts]).astype(np.float32),
-            directions=(np.tensordot(read, move, 1) / 100).astype(np.float32),
+            directions=np.pad(move / 100, ((0, 50 - len(move)), (0, 0), (0, 0))).astype(np.float32),
             joints=np.float32([[0, -0.125, -0.015], [0, -0.015, 0.012]]),
             weights=np.stack([1 - head, head * (1 - jaw), head * jaw], 1).astype(np.float32),
             limit=_MOST,

@@ -85,7 +85,7 @@ def framing(
     own = head.rest[head.weights[:, 0] < 0.5]
     low, high = own.min(0), own.max(0)
     middle = np.array([0, 0.54 * low[1] + 0.46 * high[1], (low[2] + high[2]) / 2])
-    return middle.astype(np.float32), float(0.62 * (high[1] - low[1]))
+    return middle.astype(np.float32), float(0.65 * (high[1] - low[1]))
 
 
 def draw_head(
