@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator, PchipInterpolator
 
-from ..core.errors import DataError
 from .head_mesh import HeadMesh
 
 # %% ../../nbs/dyad/74_face.ipynb #36051591
@@ -314,14 +313,7 @@ class ProxyFace(HeadMesh):
     def __init__(
         self,
         shirt: str = "#4a7ab5",  # colour, to tell people apart
-        read: np.ndarray
-        | None = None,  # [50, 10]: coefficients @ read = the ten of `PROXY_EXPRESSIONS`; None: the first ten
     ):
-        read = np.eye(50, len(PROXY_EXPRESSIONS)) if read is None else np.asarray(read, np.float64)
-        if read.shape != (50, len(PROXY_EXPRESSIONS)):
-            raise DataError(
-                "not such a matrix", field="read", found=read.shape, expected=(50, len(PROXY_EXPRESSIONS))
-            )
         face = _face()
         cloth = np.array([int(shirt[k : k + 2], 16) for k in (1, 3, 5)]) / 255
         parts = [_shirt(cloth), face, *_mouth(), *_eyes(), *_ears(), _hair(), *_brows(face)]
@@ -340,7 +332,7 @@ class ProxyFace(HeadMesh):
             rest=(xyz / 100).astype(np.float32),
             triangles=np.concatenate([p.triangles + s for p, s in zip(parts, starts, strict=True)]),
             colours=np.concatenate([p.colours for p in parts]).astype(np.float32),
-            directions=(np.tensordot(read, move, 1) / 100).astype(np.float32),
+            directions=np.pad(move / 100, ((0, 50 - len(move)), (0, 0), (0, 0))).astype(np.float32),
             joints=np.float32([[0, -0.125, -0.015], [0, -0.015, 0.012]]),
             weights=np.stack([1 - head, head * (1 - jaw), head * jaw], 1).astype(np.float32),
             limit=_MOST,

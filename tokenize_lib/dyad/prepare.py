@@ -67,7 +67,7 @@ def _finished(folder: Path, sources: dict) -> dict | None:
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("sources") != sources:
         return None
     whole = "problem" in record or all(
-        _stamp(path) and _stamp(path)[1] == size
+        (_stamp(path) or [None, None])[1] == size
         for person, sizes in record["sizes"].items()
         for path, size in zip(_arrays(folder, person).values(), sizes, strict=True)
     )

@@ -23,23 +23,38 @@ from ..core.run import step_seed
 from .talkers import Drives, World, draw_drives, draw_turns, fir, low_pass, voice
 
 # %% ../../nbs/dyad/18_synthetic.ipynb #9e91b6fd
-_LATENTS = ("open", "front", "round", "glide", "closure", "brow", "smile", "concern", "interest", "flash")
+_LATENTS = (
+    "smile",
+    "open",
+    "brow",
+    "round",
+    "concern",
+    "front",
+    "eyes",
+    "closure",
+    "interest",
+    "flash",
+    "glide",
+)  # each mostly in the coefficient of its number
 _JAW, _RX, _RY, _RZ = range(len(_LATENTS), len(_LATENTS) + 4)
+_GAIN = 2.0  # coefficients of expression for a latent of 1, so that they vary about as much as those of real faces
 
 
 @cache
-def loadings() -> np.ndarray:  # [14, 54]: ten latents of expression, then jaw and three of the neck
+def loadings() -> np.ndarray:  # [15, 54]: eleven latents of expression, then jaw and three of the neck
     "How a latent shows in the 54 coefficients: the same for everybody, with the decaying spectrum of FLAME."
     rng, k = np.random.default_rng(54), len(_LATENTS)
-    face = rng.standard_normal((k, 50)) * (1 + np.arange(50)) ** -0.6
+    spread = rng.standard_normal((k, 50)) * (1 + np.arange(50)) ** -0.6
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    face = math.sqrt(0.8) * np.eye(k, 50) + math.sqrt(0.2) * spread
     out = np.zeros((k + 4, 54))
-    out[:k, :50] = face / np.linalg.norm(face, axis=1, keepdims=True)
+    out[:k, :50] = _GAIN * face / np.linalg.norm(face, axis=1, keepdims=True)
     out[k:, 50:] = np.eye(4)
     out.flags.writeable = False
     return out
 
 
-def _latents(frames: int, **named: np.ndarray) -> np.ndarray:  # [T, 14]
+def _latents(frames: int, **named: np.ndarray) -> np.ndarray:  # [T, 15]
     out = np.zeros((frames, len(_LATENTS) + 4))
     for name, value in named.items():
         out[:, {"jaw": _JAW, "rx": _RX, "ry": _RY, "rz": _RZ}.get(name) or _LATENTS.index(name)] += value
@@ -67,7 +82,7 @@ class Components:
 # %% ../../nbs/dyad/18_synthetic.ipynb #ce8ff2b4
 def speech_latents(
     d: Drives, world: World
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # three times [T, 14]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # three times [T, 15]
     "Articulation, emphasis and affect of the own speech."
     frames, v = len(d.talking), world.viseme
     open_, front, round_ = d.vowel.T
@@ -82,14 +97,13 @@ def speech_latents(
         jaw=world.jaw * d.envelope**0.7 * (1 + 0.3 * open_) / 1.3,
     )
     emphasis = _latents(frames, brow=world.brow * d.accent, rx=world.beat * d.accent)
-    shown = world.affect * d.gate * d.mood
-    return articulation, emphasis, _latents(frames, smile=shown, concern=-0.5 * shown)
+    return articulation, emphasis, _latents(frames, eyes=world.affect * d.gate * d.mood)
 
 # %% ../../nbs/dyad/18_synthetic.ipynb #bb073672
 def expected_articulation(
     d: Drives,  # of whom only `talking` and `gate` are used
     world: World,
-) -> np.ndarray:  # [T, 14]
+) -> np.ndarray:  # [T, 15]
     "The mean of articulation, given when somebody talks."
     bump = np.sin(np.pi * (np.arange(200) + 0.5) / 200)[:, None] * np.linspace(0.5, 1, 200)
     still = np.zeros_like(d.vowel)
@@ -111,7 +125,7 @@ def response_latents(
     partner_neck: np.ndarray,  # [T, 3] radians
     fps: float,
     world: World,
-) -> np.ndarray:  # [T, 14]
+) -> np.ndarray:  # [T, 15]
     "What a person does because of the other: while listening, and while talking."
     w, m, hears = world, partner.mood, partner.gate
     free = 1 - w.occupied * d.gate
@@ -125,10 +139,13 @@ def response_latents(
             fir(partner.onset * x, np.sin(2 * np.pi * hz * t) * np.exp(-t / 0.4)), delay, fps
         )
 
-    smile, concern = slow(np.maximum(m, 0), w.smile_delay), slow(np.maximum(-m, 0), w.concern_delay)
+    smile, concern = (
+        slow(np.maximum(m, 0) - w.usual, w.smile_delay),
+        slow(np.maximum(-m, 0) - w.usual, w.concern_delay),
+    )
     speed = np.diff(partner_neck, axis=0, prepend=partner_neck[:1]) * fps
     energy = low_pass((speed**2).sum(axis=1), w.answer_smooth, fps)
-    warmth = _later((1 - hears) * np.tanh(energy / w.warm_energy), w.warmth_delay, fps)
+    warmth = _later((1 - hears) * (np.tanh(energy / w.warm_energy) - w.usual_warmth), w.warmth_delay, fps)
     return _latents(
         len(m),
         smile=w.smile * smile + w.warmth * warmth,
@@ -144,7 +161,9 @@ def response_latents(
 
 # %% ../../nbs/dyad/18_synthetic.ipynb #91a3f546
 # measured over an hour of conversation, see below
-_STD = np.array([0.17, 0.17, 0.17, 0.19, 0.09, 0.23, 0.39, 0.24, 0.44, 0.38, 0.07, 0.026, 0.025, 0.05])
+_STD = np.array(
+    [0.35, 0.15, 0.15, 0.15, 0.235, 0.15, 0.097, 0.085, 0.465, 0.45, 0.17, 0.074, 0.027, 0.022, 0.049]
+)
 
 
 def _noise(
@@ -304,7 +323,7 @@ def synthetic_dialogues(
     jobs: int = 1,  # processes
     quiet: bool = True,  # no progress bar
 ) -> Path:  # the JSON to give to `prepare`, with `out` as its data root
-    "Write a small data set in the layout of Seamless Interaction, about 14 MB a dialogue and minute, half of it audio."
+    "Write a small data set in the layout of Seamless Interaction, 27 MB a dialogue and minute, most of it audio."
     if dialogues < 1:
         raise ConfigError("none to write", field="dialogues", found=dialogues, expected="1 or more")
     out = Path(out)
