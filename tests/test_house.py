@@ -40,6 +40,8 @@ def required():
         "requirements",
         "files_requirements",
         "cluster_requirements",
+        "dyad_requirements",
+        "hubert_requirements",
         "export_requirements",
         "ray_requirements",
     )

@@ -14,6 +14,7 @@ from nbdev.doclinks import nbglob
 from nbdev.process import NbCell, extract_directives
 
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # figure data only, not 4 MB of plotly.js each
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, with a path of this machine
 
 
 class Client(NotebookClient):

@@ -18,6 +18,7 @@ from tokenize_lib.cli import (
     cluster_report,
     cluster_stream,
     data,
+    dyad,
     pose,
     pose_ablation,
     pose_context,
@@ -39,6 +40,7 @@ app = typer.Typer(
 ROOMS = {
     "pose": (pose, pose_files, pose_context, pose_ablation),
     "cluster": (cluster, cluster_fit, cluster_stream, cluster_report),
+    "dyad": (dyad,),
 }
 for name, (room, *more) in ROOMS.items():
     for module in more:

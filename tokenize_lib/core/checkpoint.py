@@ -205,6 +205,7 @@ MODELS: dict[str, str] = {
     "cluster_transformer": "tokenize_lib.cluster.encoders:TransformerEncoder",
     "dyad_motion_vq": "tokenize_lib.dyad.motion_vq:MotionVQ",
     "dyad_dim": "tokenize_lib.dyad.dim:DIM",
+    "dyad_own_audio": "tokenize_lib.dyad.own_audio:OwnAudio",
 }
 
 

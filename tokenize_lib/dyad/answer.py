@@ -63,7 +63,8 @@ class Answering:
         self._joint: Any = None
         self._decoder: Any = None
         self._motion: Any = None
-        self._last: Tensor | None = None  # code vector of the frame before
+        self._seen: Tensor | None = None  # motion of the frame before
+        self._told: Tensor | None = None  # code vector of the frame before
         self._numbers = np.random.default_rng(step_seed(self.cfg.seed))
 
     @torch.inference_mode()
@@ -78,8 +79,10 @@ class Answering:
             torch.from_numpy(np.array(x, np.float32))[None].to(device) for x in (features, partner)
         )
         heard = net.hear(heard)
-        x, self._encoder = net.encoders[self.source].step(net.embed(self.source, seen), self._encoder)
-        x, self._joint = net.joint.step(x + heard + net._role(self.source), self._joint)
+        x = net.see(self.source, seen, last=self._seen)
+        self._seen = seen[:, -1:]
+        x, self._encoder = net.encoders[self.source].step(x, self._encoder)
+        x, self._joint = net.joint.step(x + heard + net.name(self.source), self._joint)
         context = torch.cat([x, heard], -1)
         vectors = self._expected(context) if self.cfg.mode == "mean" else self._drawn(context)
         motion, self._motion = net.vq(self.role).decode_step(vectors, self._motion)
@@ -95,14 +98,14 @@ class Answering:
         return torch.cat([self._draw(context[:, t : t + 1]) for t in range(context.shape[1])], 1)
 
     def _draw(self, context: Tensor) -> Tensor:  # [1, 1, code_dim]
-        net, kind = self.model, self.model._kind(self.role)
-        asked = net.question(self.role, context, self._last)
+        net = self.model
+        asked = net.question(self.role, context, self._told)
         states, self._decoder = net.decoder.step(asked, self._decoder, context)
         total = states.new_zeros(1, 1, net.vq(self.role).cfg.code_dim)
         for q, book in enumerate(net.vq(self.role).books):
-            scores = net.layer_logits(kind, q, states, total)[0, 0]
+            scores = net.layer_logits(self.role, q, states, total)[0, 0]
             total = total + book[draw_code(scores, self._numbers.random(), self.cfg)]
-        self._last = total
+        self._told = total
         return total
 
 # %% ../../nbs/dyad/45_answer.ipynb #80556ad1

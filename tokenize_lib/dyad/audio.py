@@ -110,7 +110,7 @@ def frame_rate(
     if isinstance(fps, Fraction):
         return fps
     ntsc = Fraction(math.floor(fps) + 1) * Fraction(1000, 1001)
-    return ntsc if abs(fps - ntsc) < 1e-5 * fps else Fraction(fps).limit_denominator(1001)
+    return ntsc if abs(fps - ntsc) < 1e-5 * fps else Fraction(float(fps)).limit_denominator(1001)
 
 
 def sample_at(
@@ -204,7 +204,7 @@ class AudioStream:
         sample_rate: int = 16_000,  # Hz, of what comes out
     ):
         self.fps, self.source_rate, self.sample_rate = frame_rate(fps), source_rate, sample_rate
-        self.frames = 0  # handed out so far
+        self.frames = self._given = 0  # frames and samples handed out so far
         self._held, self._since = (
             np.zeros(0, np.float32),
             0,
@@ -233,13 +233,13 @@ class AudioStream:
         return self._hand_out(self.frames, total)
 
     def _hand_out(self, frames: int, stop: int) -> np.ndarray:
-        start = sample_at(self.frames, self.fps, self.sample_rate)
+        start = self._given
         if stop <= start:
             return np.zeros(0, np.float32)
         first, since, until = _cut(start, stop, self.source_rate, self.sample_rate)
         x = self._held[since - self._since : until - self._since]
         out = _resample(x, self.source_rate, self.sample_rate)[start - first : stop - first]
-        self.frames = frames
+        self.frames, self._given = frames, stop
         keep = _cut(stop, stop, self.source_rate, self.sample_rate)[1]
         self._held, self._since = self._held[keep - self._since :], keep
         return out.copy()  # not a view that keeps the pieces before it alive

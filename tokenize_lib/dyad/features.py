@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +26,11 @@ from .config import FeatureConfig
 from .log_mel import log_mel
 
 if TYPE_CHECKING:
-    import transformers
+    import torch
 
 # %% ../../nbs/dyad/14_features.ipynb #24f64416
 @lru_cache(maxsize=1)  # one model serves a whole folder of recordings
-def _hubert(folder: str) -> "transformers.HubertModel":
+def _hubert(folder: str) -> "torch.nn.Module":
     transformers = require("transformers", extra="hubert")
     _hubert_settings(folder)
     try:
@@ -74,7 +75,7 @@ def hubert_features(
         raise DataError("one channel is heard", field="wav", found=wav.shape, expected="[n], n > 0")
     model, layer = _hubert(os.fspath(folder)), _layer(folder, layer)
     fps = Fraction(max(1, frames) * _RATE, len(wav)) if fps is None else frame_rate(fps)
-    hop, seen = math.prod(model.config.conv_stride), _seen(model.config)
+    hop, seen = math.prod(model.config.conv_stride), _seen(model.config.conv_kernel, model.config.conv_stride)
     at = (sample_at(np.arange(frames), fps, _RATE) + sample_at(np.arange(1, frames + 1), fps, _RATE)) / 2
     rows = max(1, (sample_at(frames, fps, _RATE) - seen) // hop + 1)
     at = np.clip((at - seen / 2) / hop, 0, rows - 1)  # in rows of HuBERT
@@ -94,7 +95,7 @@ def hubert_features(
     return out
 
 # %% ../../nbs/dyad/14_features.ipynb #715867a9
-def _states(model: "transformers.HubertModel", x: np.ndarray, length: int, layer: int) -> np.ndarray:
+def _states(model: "torch.nn.Module", x: np.ndarray, length: int, layer: int) -> np.ndarray:
     "Hidden states [rows, hidden size] of a stretch, lengthened by silence."
     import torch
 
@@ -103,10 +104,10 @@ def _states(model: "transformers.HubertModel", x: np.ndarray, length: int, layer
         return model(x, output_hidden_states=True).hidden_states[layer][0].numpy()
 
 
-def _seen(config: "transformers.HubertConfig") -> int:
+def _seen(kernels: Sequence[int], strides: Sequence[int]) -> int:
     "Samples that one row of the convolutions has seen."
     seen, hop = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+    for kernel, stride in zip(kernels, strides, strict=True):
         seen, hop = seen + (kernel - 1) * hop, hop * stride
     return seen
 

@@ -67,7 +67,7 @@ def _finished(folder: Path, sources: dict) -> dict | None:
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("sources") != sources:
         return None
     whole = "problem" in record or all(
-        _stamp(path) and _stamp(path)[1] == size
+        (_stamp(path) or [None, None])[1] == size
         for person, sizes in record["sizes"].items()
         for path, size in zip(_arrays(folder, person).values(), sizes, strict=True)
     )
@@ -167,6 +167,7 @@ def prepare_dialogues(
 
     `FormatError` for a list that is none, `DataError` where not one dialogue is usable or `out` cannot be written. Single bad dialogues are in
     the report's `failures`, odd ones in its `remarks`."""
+    make_splits([], fractions=_fractions(shares))  # impossible ones are refused before the work, not after it
     out, settings = make_folder(out), (fps or 30, tolerance)
     listing, said = read_listing(json_path)
     root = Path(data_root) if data_root is not None else find_root(json_path, listing)
@@ -211,9 +212,13 @@ def _people(listing: Mapping, root: Path, strict: bool) -> tuple[dict, dict[str,
 
 def _split(good: Mapping[str, dict], seed: int, shares: tuple) -> tuple[dict[str, list[str]], dict[str, str]]:
     groups = linked_groups({d: list(r["sizes"]) for d, r in good.items()})
-    total = sum(shares)
     ids = list(good)
-    return make_splits(ids, [groups[d] for d in ids], (shares[1] / total, shares[2] / total), seed), groups
+    return make_splits(ids, [groups[d] for d in ids], _fractions(shares), seed), groups
+
+
+def _fractions(shares: tuple[float, float, float]) -> tuple[float, float]:
+    "Validation and test, of everything."
+    return shares[1] / sum(shares), shares[2] / sum(shares)
 
 
 def _missing_sides(splits: Mapping, groups: Mapping, shares: tuple) -> list[str]:
