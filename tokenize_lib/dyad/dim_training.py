@@ -7,7 +7,6 @@ __all__ = ['DimTrainConfig', 'DimRunConfig', 'hidden_codes', 'group_error', 'cod
            'validation_error', 'DimTraining', 'fit_features', 'train_dim']
 
 # %% ../../nbs/dyad/42_dim_training.ipynb #d7be6f60
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
