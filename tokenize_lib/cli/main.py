@@ -19,6 +19,10 @@ from tokenize_lib.cli import (
     cluster_stream,
     data,
     dyad,
+    dyad_look,
+    dyad_model,
+    dyad_score,
+    dyad_train,
     pose,
     pose_ablation,
     pose_context,
@@ -40,7 +44,7 @@ app = typer.Typer(
 ROOMS = {
     "pose": (pose, pose_files, pose_context, pose_ablation),
     "cluster": (cluster, cluster_fit, cluster_stream, cluster_report),
-    "dyad": (dyad,),
+    "dyad": (dyad, dyad_train, dyad_model, dyad_score, dyad_look),
 }
 for name, (room, *more) in ROOMS.items():
     for module in more:
