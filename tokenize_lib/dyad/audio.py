@@ -172,9 +172,10 @@ def read_audio(
     path: str | os.PathLike,  # recording of any rate, sample format and number of channels
     sample_rate: int = 16_000,  # Hz, of what is returned
 ) -> np.ndarray:  # float32 mono
-    "A whole recording, channels averaged, at the rate asked for."
+    "A whole recording, channels averaged, at the rate asked for; `FormatError` where it was cut short."
+    info = audio_info(path)
     with _open(path) as f:
-        return _finite(_resample(_read(f, path, 0, f.frames), f.samplerate, sample_rate), path)
+        return _finite(_resample(_read(f, path, 0, info.samples), info.sample_rate, sample_rate), path)
 
 
 def _finite(x: np.ndarray, path: str | os.PathLike) -> np.ndarray:

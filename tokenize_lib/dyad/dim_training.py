@@ -7,7 +7,6 @@ __all__ = ['DimTrainConfig', 'DimRunConfig', 'hidden_codes', 'group_error', 'cod
            'validation_error', 'DimTraining', 'fit_features', 'train_dim']
 
 # %% ../../nbs/dyad/42_dim_training.ipynb #d7be6f60
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from ..core.run import Run, seed_everything
 from ..core.training import FitResult, TrainingModule, cpu_threads, fit, total_steps
 from .answer import AnswerConfig, answer
 from .config import DialogueConfig, FeatureConfig
-from .dataset import DyadicBatches, DyadicDataset
+from .dataset import DyadicBatches, DyadicDataset, require_one_rate
 from .dim import DIM, ROLES, DimConfig, partner_of
 from .features import feature_dim
 from .motion import groups_of
@@ -227,6 +226,7 @@ def train_dim(
     resume: bool = False,  # go on with what is in the run
 ) -> FitResult:
     "Train on windows, keep what answers whole validation conversations best; `ConfigError` where data and tokenizers do not fit."
+    require_one_rate(train, val)
     for vq in tokenizers.values():
         if (vq.motion_dim, vq.fps) != (cfg.data.motion_dim, train.fps):
             raise ConfigError("the tokenizer is for other motion", field="motion_dim, fps", found=(vq.motion_dim, vq.fps),

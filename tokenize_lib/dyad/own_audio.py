@@ -7,6 +7,7 @@ __all__ = ['PIECE', 'OwnAudioConfig', 'OwnAudio', 'predict_motion', 'own_audio_p
 
 # %% ../../nbs/dyad/66_own_audio.ipynb #af25acff
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
@@ -148,7 +149,7 @@ def predict_motion(
 # %% ../../nbs/dyad/66_own_audio.ipynb #d6ee8c91
 def own_audio_predictor(
     model: OwnAudio,  # trained
-    cache: str,  # folder for audio features
+    cache: str | os.PathLike,  # folder for audio features
 ) -> Callable[[Pair, str], np.ndarray]:  # (pair, speaker or listener) -> [T, dim] float32
     "The model as one of the baselines."
 

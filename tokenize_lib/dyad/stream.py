@@ -7,6 +7,7 @@ __all__ = ['DyadStream']
 
 # %% ../../nbs/dyad/48_stream.ipynb #13fa601f
 import numpy as np
+import torch
 
 from ..core.errors import ConfigError, DataError
 from .answer import AnswerConfig, Answering
@@ -73,4 +74,11 @@ class DyadStream:
             return np.zeros((0, self.model.motion_dim), np.float32)
         heard, self._heard = self._heard[:n], self._heard[n:]
         seen, self._seen = self._seen[:n], self._seen[n:]
-        return self._answering.step(heard, seen)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # a frame is too little work to share, and on a busy machine threads wait for each other
+        try:
+            return self._answering.step(heard, seen)
+        finally:
+            torch.set_num_threads(threads)

@@ -212,7 +212,11 @@ class VQTraining(TrainingModule):
         return {"loss": loss, "position": position, "velocity": velocity, "commitment": quantised.loss}
 
     def _mean(self, wrong: Tensor, mask: Tensor) -> Tensor:
-        return mean_over_processes(((wrong.abs() * self.weight).sum(-1) * mask).sum(), mask.sum())
+        return mean_over_processes(((self.error(wrong) * self.weight).sum(-1) * mask).sum(), mask.sum())
+
+    def error(self, wrong: Tensor) -> Tensor:
+        "What a deviation costs."
+        return wrong.abs()
 
     def validate(self) -> dict[str, float]:
         "Shares of the validation people's motion that are lost, and code use."
