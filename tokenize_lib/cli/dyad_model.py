@@ -121,6 +121,15 @@ def test(
             help="Beside it: what needs no network, the other --mode, and another dialogue's partner.",
         ),
     ] = True,
+    own_audio_steps: Annotated[
+        int,
+        typer.Option(
+            "--own-audio-steps",
+            min=0,
+            metavar="N",
+            help="Training of the baseline that hears the own voice alone; 0: without it.",
+        ),
+    ] = 500,
     best_of: Annotated[
         int,
         typer.Option(
@@ -164,7 +173,8 @@ def test(
         )
     split = split or ("test" if manifest.splits else "all")
     pairs = manifest.select(None if split == "all" else split)
-    beside = Beside(_baselines(manifest, dim, seed) if baselines else {}, baselines, baselines, best_of)
+    others = _baselines(manifest, dim, seed, own_audio_steps) if baselines else {}
+    beside = Beside(others, baselines, baselines, best_of)
     how = {"resume": resume, "force": force, "strict": strict, "quiet": quiet, "seed": seed}
     done = test_model(
         dim, pairs, out, role=role, answer=AnswerConfig(mode=mode, seed=seed), beside=beside, **how
@@ -180,13 +190,14 @@ def test(
     return report_failures(done.failures)
 
 
-def _baselines(manifest: Any, model: Any, seed: int) -> dict:
+def _baselines(manifest: Any, model: Any, seed: int, steps: int) -> dict:
     "Baselines that learn from the training side; those of a manifest without a split learn from nobody, and are not there."
     from tokenize_lib.dyad.testing import fit_baselines
 
     if "train" not in manifest.splits:
         return {}
-    return fit_baselines(manifest.select("train"), manifest.folder / "features", model, seed=seed)
+    pairs, cache = manifest.select("train"), manifest.folder / "features"
+    return fit_baselines(pairs, cache, model, seed=seed, own_audio_steps=steps)
 
 
 def _tables(done: Any) -> list:
