@@ -151,7 +151,7 @@ def _one_rate(pairs: Sequence[Pair], cfg: DialogueConfig) -> float | None:
     rates = sorted({float(p.fps) for p in pairs} | ({cfg.fps} if cfg.fps else set()))
     if len(rates) > 1:
         found = ", ".join(f"{r:g}" for r in rates)
-        fix = "A model has one rate: choose pairs of one, and leave fps empty or give theirs."
+        fix = "A model has one rate: say which (-o data.fps=30), and conversations at others are left out."
         raise ConfigError("more than one frame rate", field="fps", found=found, fix=fix)
     return rates[0] if rates else None
 
@@ -247,14 +247,19 @@ def prepared_pairs(
     cfg: DialogueConfig,
     split: str | None,
 ) -> list[Pair]:
-    "Pairs of a folder that `prepare_dialogues` wrote; `ConfigError` where none is named."
+    "Pairs of a folder that `prepare_dialogues` wrote, at `cfg.fps` if that is given; `ConfigError` where no folder is named, or nothing has this rate."
     if cfg.manifest_path is None:
         raise ConfigError(
             "missing",
             field="manifest_path",
             expected="a folder written by `dyad prepare`, or its manifest.json",
         )
-    return read_manifest(cfg.manifest_path).select(split)
+    pairs = read_manifest(cfg.manifest_path).select(split)
+    chosen = [p for p in pairs if cfg.fps is None or float(p.fps) == cfg.fps]
+    if not chosen:
+        rates = ", ".join(f"{r:g}" for r in sorted({p.fps for p in pairs}))
+        raise ConfigError("no conversation has this rate", field="fps", found=cfg.fps, expected=rates)
+    return chosen
 
 
 def build_dataset(

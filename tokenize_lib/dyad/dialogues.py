@@ -58,9 +58,7 @@ def read_listing(
         return listing, []
     line, more = text[: commas[0]].count("\n") + 1, f", and {len(commas) - 1} more" if len(commas) > 1 else ""
     said = "a comma too many before a closing bracket"
-    return listing, [
-        f"{Path(path).name}, line {line}: {said}{more}. JSON has no such thing; it was read all the same."
-    ]
+    return listing, [f"line {line}: {said}{more}. JSON has no such thing; it was read all the same."]
 
 # %% ../../nbs/dyad/21_dialogues.ipynb #6c9cc65c
 @dataclass(frozen=True)

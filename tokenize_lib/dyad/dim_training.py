@@ -37,6 +37,7 @@ class DimTrainConfig(TrainConfig):
     max_steps: int | None = Field(2000, ge=1)
     max_epochs: int = Field(100000, ge=1)
     num_workers: int = Field(0, ge=0)
+    cpu_threads: int | None = Field(1, ge=1)
     amp: str = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=100, min_lr_ratio=0.01)

@@ -26,7 +26,7 @@ from ..core.parallel import work_through
 from ..core.run import Run, step_seed
 from ..core.training import FitResult, TrainingModule, cpu_threads, fit, total_steps
 from .config import MotionVQRunConfig
-from .dataset import build_dataset
+from .dataset import build_dataset, require_one_rate
 from .manifest import Pair
 from .motion import STATES, groups_of, load_motion, load_states
 from .motion_vq import MotionVQ, decode_motion
@@ -177,7 +177,7 @@ def some_frames(
     tracks: Sequence[MotionTrack],
     frames: int,  # at most, of all together
 ) -> list[MotionTrack]:
-    "The beginnings of all tracks, or where that makes them shorter than 10 s of 30 fps, of evenly spaced ones."
+    "The beginnings of all tracks, or where that makes them shorter than 300 frames, of evenly spaced ones."
     n = max(1, min(len(tracks), frames // 300))
     chosen = [tracks[i * len(tracks) // n] for i in range(n)]
     return [MotionTrack(t.id, t.motion[: frames // n], t.state[: frames // n]) for t in chosen]
@@ -287,6 +287,7 @@ def train_motion_vq(
 ) -> dict:  # what metrics.json says
     "Train a tokenizer on prepared conversations; `out/best` is the model. `ConfigError` for settings that do not fit the data."
     sides = {side: build_dataset(cfg.data, side) for side in ("train", "val")}
+    require_one_rate(sides["train"], sides["val"])
     tracks, val = (motion_tracks(side.pairs, cfg.data.motion_dim) for side in sides.values())
     run = Run.start(out, cfg, seed=cfg.train.seed, resume=resume, force=force)
     run.quiet = quiet
