@@ -109,7 +109,7 @@ def animate(
 
     A page is one file that plays in any browser without a network. A film needs the extra 'video'.
 
-    Example: `tokenize-lib dyad animate --data prepared --pred runs/s2s/test/predictions --seconds 30 --out talk.html`
+    Example: `tokenize-lib dyad animate --data prepared --pred runs/s2s/test/predictions/listener --seconds 30 --out talk.html`
     """
     from tokenize_lib.core.errors import ConfigError, DataError
     from tokenize_lib.dyad.animation import animate as write

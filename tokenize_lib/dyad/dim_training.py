@@ -9,7 +9,7 @@ __all__ = ['DimTrainConfig', 'DimRunConfig', 'hidden_codes', 'group_error', 'cod
 # %% ../../nbs/dyad/42_dim_training.ipynb #d7be6f60
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class DimTrainConfig(TrainConfig):
     max_epochs: int = Field(100000, ge=1)
     num_workers: int = Field(0, ge=0)
     cpu_threads: int | None = Field(1, ge=1)
-    amp: str = "off"
+    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=100, min_lr_ratio=0.01)
     frame_mask: float = Field(

@@ -8,6 +8,7 @@ __all__ = ['ContextTrainConfig', 'ContextRunConfig', 'CodeBatches', 'ContextTrai
 # %% ../../nbs/quantize/45_context_training.ipynb #720fe2e1
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class ContextTrainConfig(TrainConfig):
     max_epochs: int = Field(100000, ge=1)
     num_workers: int = Field(0, ge=0)
     cpu_threads: int | None = Field(1, ge=1)
-    amp: str = "off"
+    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=50, min_lr_ratio=0.02)
     all_layers: float = Field(0.5, ge=0, le=1, description="share of the steps that use every layer")
