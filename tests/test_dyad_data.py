@@ -281,8 +281,46 @@ def test_rates_that_do_not_go_together(corpus, tmp_path):
     assert report.stats["fps"] == {"29.97": 2, "30": 2} and not report.failures
     with pytest.raises(ConfigError, match=r"29\.97, 30"):
         DyadicDataset(read_manifest(tmp_path / "out").pairs, DialogueConfig())
-    ntsc = [p for p in read_manifest(tmp_path / "out").pairs if p.fps == 29.97]
+    ntsc = [p for p in read_manifest(tmp_path / "out").pairs if p.fps == 30000 / 1001]
     assert len(DyadicDataset(ntsc, DialogueConfig(window_frames=90))[0]["speaker_audio"]) in (48048, 48049)
+
+
+def test_the_same_rate_written_in_two_ways_is_one(corpus, tmp_path):
+    for dialogue in corpus[0].values():
+        for entry, fps in zip(dialogue.values(), (29.97, 30000 / 1001), strict=True):
+            entry["fps"] = fps
+    report = prepare(corpus, tmp_path / "out")
+    assert report.stats["fps"] == {"29.97": 4} and not report.failures
+    cfg = DialogueConfig(manifest_path=str(tmp_path / "out"), fps=29.97)
+    assert build_dataset(cfg, "all").fps == 30000 / 1001
+    for fps in (float("inf"), float("nan"), 0, -30):
+        with pytest.raises(ConfigError, match="fps"):
+            prepare(corpus, tmp_path / "none", fps=fps)
+
+
+def test_what_lies_behind_the_valid_frames_is_not_looked_at(corpus, tmp_path):
+    person, entry = first_person(corpus)
+    changed("expression_params", nan_at(slice(90, None)))(corpus[1] / entry["flame_coeff_save_path"])
+    np.save(corpus[1] / entry["state_path"], np.r_[np.load(corpus[1] / entry["state_path"])[:90], [9] * 30])
+    assert len(prepare(corpus, tmp_path / "out").failures) == 1
+    entry["valid_frames_num"] = 90.0  # as a table has it
+    report = prepare(corpus, tmp_path / "out")
+    assert not report.failures
+    said = [text for d, text in report.remarks if d == next(iter(corpus[0]))]
+    assert said == [f"{person}: valid_frames_num is 90 of 120 frames"]
+    assert {p.T for p in read_manifest(tmp_path / "out").pairs} == {90, 120}
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ä" * 150, "\ud800", "a\nb", "manifest.json", "features"])
+def test_a_name_that_cannot_be_a_folder_leaves_out_one_dialogue(corpus, tmp_path, name):
+    entries, root = corpus
+    first = next(iter(entries))
+    report = prepare(
+        ({name: entries[first]} | {d: e | {"fps": 30} for d, e in entries.items()}, root), tmp_path / "out"
+    )
+    assert report.stats["dialogues"] == 4 and [d for d, _ in report.failures] == [
+        name.encode("utf-8", "backslashreplace").decode()
+    ]
 
 
 def run(*arguments):

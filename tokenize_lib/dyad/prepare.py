@@ -19,6 +19,7 @@ from ..core.errors import DataError, FormatError, TokenizeError
 from ..core.files import atomic_write, make_folder, read_json, to_json, write_json
 from ..core.parallel import work_through
 from ..core.splits import linked_groups, make_splits
+from .audio import frame_rate
 from tokenize_lib.dyad.dialogues import (
     Checked,
     Participant,
@@ -32,7 +33,7 @@ from .manifest import Pair, manifest_entries
 from .motion import STATES
 
 # %% ../../nbs/dyad/22_prepare.ipynb #c8d19c56
-FORMAT, VERSION = "tokenize_lib.dialogue", 1
+FORMAT, VERSION = "tokenize_lib.dialogue", 2
 
 
 def _sources(people: tuple[Participant, Participant], fps: float, tolerance: float) -> dict:
@@ -41,7 +42,7 @@ def _sources(people: tuple[Participant, Participant], fps: float, tolerance: flo
     for p in people:
         stamps = {k: _stamp(getattr(p, k)) for k in ("flame", "audio", "state")}
         told = {"valid_frames": p.valid_frames, "video_frames": p.video_frames, "fps": p.fps or fps}
-        parts[p.id] = stamps | told
+        parts[p.id] = stamps | told | {"remarks": list(p.remarks)}
     return {"version": VERSION, "tolerance": tolerance, "participants": parts}
 
 
@@ -168,7 +169,7 @@ def prepare_dialogues(
     `FormatError` for a list that is none, `DataError` where not one dialogue is usable or `out` cannot be written. Single bad dialogues are in
     the report's `failures`, odd ones in its `remarks`."""
     make_splits([], fractions=_fractions(shares))  # impossible ones are refused before the work, not after it
-    out, settings = make_folder(out), (fps or 30, tolerance)
+    out, settings = make_folder(out), (float(frame_rate(30 if fps is None else fps)), tolerance)
     listing, said = read_listing(json_path)
     root = Path(data_root) if data_root is not None else find_root(json_path, listing)
     people, problems = _people(listing, root.absolute(), strict)
@@ -182,7 +183,7 @@ def prepare_dialogues(
         if strict and "problem" in record:
             break
     problems |= {d: r["problem"] for d, r in records.items() if r and "problem" in r}
-    failures = [(d, problems[d]) for d in listing if d in problems]
+    failures = [(_shown(d), problems[d]) for d in listing if d in problems]
     good = {d: r for d, r in records.items() if d not in problems}
     if failures and (strict or not good):
         fix = "" if strict else f" Of {len(listing)} dialogues none could be used; this is the first."
@@ -214,6 +215,11 @@ def _split(good: Mapping[str, dict], seed: int, shares: tuple) -> tuple[dict[str
     groups = linked_groups({d: list(r["sizes"]) for d, r in good.items()})
     ids = list(good)
     return make_splits(ids, [groups[d] for d in ids], _fractions(shares), seed), groups
+
+
+def _shown(name: str) -> str:
+    "The name of a dialogue as a file can have it: half a character is written out."
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _fractions(shares: tuple[float, float, float]) -> tuple[float, float]:
@@ -251,7 +257,7 @@ def _statistics(good: Mapping[str, dict], splits: Mapping, groups: Mapping) -> d
         "hours": sum(r["T"] / r["fps"] for r in good.values()) / 3600,
         "shortest": min(T),
         "longest": max(T),
-        "fps": {f"{k:g}": n for k, n in Counter(r["fps"] for r in good.values()).most_common()},
+        "fps": dict(Counter(f"{r['fps']:g}" for r in good.values()).most_common()),
         "audio": dict(Counter(a for r in good.values() for a in r["audio"]).most_common()),
         "states": dict(zip(STATES, (states / states.sum()).tolist(), strict=True)),
         "split": {side: len(ids) for side, ids in splits.items()},
