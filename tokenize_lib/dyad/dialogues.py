@@ -72,6 +72,7 @@ class Participant:
     valid_frames: int | None = None  # the tracker's own count of good frames, from the first on
     video_frames: int | None = None  # of the recording
     fps: float | None = None  # the exact one: 30000/1001 where the list says 29.97
+    persons: tuple[str, ...] = ()  # who it is in all dialogues; none: whoever has the same `id`
     remarks: tuple[str, ...] = ()  # on keys that were passed over
 
 
@@ -129,8 +130,19 @@ def _participant(at: str, name: str, keys: dict, root: Path) -> Participant:
             raise DataError("not usable", field=f"{at}.fps", found=repr(fps), expected=expected)
         fps = float(frame_rate(fps))
     return Participant(
-        name, *(root / keys[key] for key in _FILES.values()), *counts.values(), fps, tuple(remarks)
+        name,
+        *(root / keys[key] for key in _FILES.values()),
+        *counts.values(),
+        fps,
+        _persons(keys),
+        tuple(remarks),
     )
+
+
+def _persons(keys: Mapping) -> tuple[str, ...]:
+    "What `speaker_id` says, as text or as a list."
+    told = keys.get("speaker_id")
+    return tuple(p for p in (told if isinstance(told, list) else [told]) if isinstance(p, str) and p)
 
 
 def _is_path(value: Any) -> bool:
