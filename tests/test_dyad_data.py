@@ -1,5 +1,6 @@
 """Recorded dialogues from files to windows: what people have on their disks, interrupted calls, workers, the command line."""
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tokenize_lib.dyad.prepare as prepare_module
@@ -281,8 +283,95 @@ def test_rates_that_do_not_go_together(corpus, tmp_path):
     assert report.stats["fps"] == {"29.97": 2, "30": 2} and not report.failures
     with pytest.raises(ConfigError, match=r"29\.97, 30"):
         DyadicDataset(read_manifest(tmp_path / "out").pairs, DialogueConfig())
-    ntsc = [p for p in read_manifest(tmp_path / "out").pairs if p.fps == 29.97]
+    ntsc = [p for p in read_manifest(tmp_path / "out").pairs if p.fps == 30000 / 1001]
     assert len(DyadicDataset(ntsc, DialogueConfig(window_frames=90))[0]["speaker_audio"]) in (48048, 48049)
+
+
+def test_the_same_rate_written_in_two_ways_is_one(corpus, tmp_path):
+    for dialogue in corpus[0].values():
+        for entry, fps in zip(dialogue.values(), (29.97, 30000 / 1001), strict=True):
+            entry["fps"] = fps
+    report = prepare(corpus, tmp_path / "out")
+    assert report.stats["fps"] == {"29.97": 4} and not report.failures
+    cfg = DialogueConfig(manifest_path=str(tmp_path / "out"), fps=29.97)
+    assert build_dataset(cfg, "all").fps == 30000 / 1001
+    for fps in (float("inf"), float("nan"), 0, -30):
+        with pytest.raises(ConfigError, match="fps"):
+            prepare(corpus, tmp_path / "none", fps=fps)
+
+
+def test_what_lies_behind_the_valid_frames_is_not_looked_at(corpus, tmp_path):
+    person, entry = first_person(corpus)
+    changed("expression_params", nan_at(slice(90, None)))(corpus[1] / entry["flame_coeff_save_path"])
+    np.save(corpus[1] / entry["state_path"], np.r_[np.load(corpus[1] / entry["state_path"])[:90], [9] * 30])
+    assert len(prepare(corpus, tmp_path / "out").failures) == 1
+    entry["valid_frames_num"] = 90.0  # as a table has it
+    report = prepare(corpus, tmp_path / "out")
+    assert not report.failures
+    said = [text for d, text in report.remarks if d == next(iter(corpus[0]))]
+    assert said == [f"{person}: valid_frames_num is 90 of 120 frames"]
+    assert {p.T for p in read_manifest(tmp_path / "out").pairs} == {90, 120}
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ä" * 150, "\ud800", "a\nb", "manifest.json", "features"])
+def test_a_name_that_cannot_be_a_folder_leaves_out_one_dialogue(corpus, tmp_path, name):
+    entries, root = corpus
+    first = next(iter(entries))
+    report = prepare(
+        ({name: entries[first]} | {d: e | {"fps": 30} for d, e in entries.items()}, root), tmp_path / "out"
+    )
+    assert report.stats["dialogues"] == 4 and [d for d, _ in report.failures] == [
+        name.encode("utf-8", "backslashreplace").decode()
+    ]
+
+
+def test_a_split_outlives_the_growth_of_its_corpus(corpus, tmp_path):
+    entries, root = corpus
+    a, b, c, d = entries
+    some, thirds = {x: entries[x] for x in (b, c, d)}, {"shares": (1, 1, 1)}
+    prepare((some, root), tmp_path / "out", **thirds)
+    old = read_manifest(tmp_path / "out").splits
+    for again in (entries, dict(reversed(entries.items()))):
+        prepare((again, root), tmp_path / "out", **thirds)
+        new = read_manifest(tmp_path / "out").splits
+        assert all(set(old[side]) <= set(new[side]) for side in old) and sum(map(len, new.values())) == 4
+    (train,), (test,) = ([x for x in old[side] if x in some] for side in ("train", "test"))
+    guest, host = next(iter(entries[train].items())), next(iter(entries[test].items()))
+    report = prepare((some | {"new": dict([guest, host])}, root), tmp_path / "out", **thirds)
+    assert set(read_manifest(tmp_path / "out").splits["train"]) == {train, test, "new"}
+    assert any("were on train and test" in text for _, text in report.remarks)
+    asked = prepare((entries, root), tmp_path / "out", shares=(1, 0, 0))
+    assert asked.stats["split"] == {"train": 4, "val": 0, "test": 0}
+
+
+def test_people_are_who_speaker_id_says(corpus, tmp_path):
+    entries, root = corpus
+    named = {
+        d: {k: e | {"speaker_id": e["speaker_id"]} for k, e in zip("AB", x.values(), strict=True)}
+        for d, x in entries.items()
+    }
+    report = prepare((named, root), tmp_path / "named")
+    assert report.stats["groups"] == 4 and report.stats["participants"] == 8 and report.stats["split"]["test"]
+    for e in named.values():
+        e["B"] |= {"speaker_id": "the same host"}
+    assert prepare((named, root), tmp_path / "host").stats["groups"] == 1
+    for e in named.values():
+        e["A"].pop("speaker_id"), e["B"].pop("speaker_id")
+    assert prepare((named, root), tmp_path / "keys").stats["groups"] == 1
+
+
+def test_a_whole_corpus_at_another_rate_is_said_first_and_once(corpus, tmp_path):
+    report = prepare(corpus, tmp_path / "out", fps=25)
+    said = "4 of 4 dialogues would fit at 30 fps: run again with --fps 30"
+    assert report.remarks[0] == ("list.json", said)
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(report)
+    shown = console.export_text()
+    assert (
+        shown.index(said) < shown.index("8 times: 120 frames at 25 fps last 4.80 s")
+        and shown.count("note") == 2
+    )
+    assert not any("run again" in text for _, text in prepare(corpus, tmp_path / "out", fps=30).remarks)
 
 
 def run(*arguments):

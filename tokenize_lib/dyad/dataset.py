@@ -148,7 +148,7 @@ class DyadicDataset(torch.utils.data.Dataset):
 
 def _one_rate(pairs: Sequence[Pair], cfg: DialogueConfig) -> float | None:
     "Frames a second of all pairs."
-    rates = sorted({float(p.fps) for p in pairs} | ({cfg.fps} if cfg.fps else set()))
+    rates = sorted({float(frame_rate(r)) for r in (*(p.fps for p in pairs), cfg.fps) if r is not None})
     if len(rates) > 1:
         found = ", ".join(f"{r:g}" for r in rates)
         fix = "A model has one rate: say which (-o data.fps=30), and conversations at others are left out."
@@ -255,7 +255,7 @@ def prepared_pairs(
             expected="a folder written by `dyad prepare`, or its manifest.json",
         )
     pairs = read_manifest(cfg.manifest_path).select(split)
-    chosen = [p for p in pairs if cfg.fps is None or float(p.fps) == cfg.fps]
+    chosen = [p for p in pairs if cfg.fps is None or frame_rate(p.fps) == frame_rate(cfg.fps)]
     if not chosen:
         rates = ", ".join(f"{r:g}" for r in sorted({p.fps for p in pairs}))
         raise ConfigError("no conversation has this rate", field="fps", found=cfg.fps, expected=rates)

@@ -71,7 +71,12 @@ class Participant:
     state: Path  # .npy
     valid_frames: int | None = None  # the tracker's own count of good frames, from the first on
     video_frames: int | None = None  # of the recording
-    fps: float | None = None
+    fps: float | None = None  # the exact one: 30000/1001 where the list says 29.97
+    persons: tuple[str, ...] = ()  # who it is in all dialogues; none: whoever has the same `id`
+    remarks: tuple[str, ...] = ()  # on keys that were passed over
+
+
+_RESERVED = ("manifest.json", "stats.json", "splits.json", "features")  # what lies beside the dialogues
 
 
 def participants(
@@ -80,37 +85,78 @@ def participants(
     root: Path,  # what paths are relative to
 ) -> tuple[Participant, Participant]:
     "The two people of a dialogue; `DataError` where there are not two, or a key is missing or of another type."
-    for name in (dialog_id, *(entry if isinstance(entry, Mapping) else ())):
-        if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,199}", name):
-            raise DataError(
-                "cannot be the name of a folder", field=repr(name), expected="letters, digits, _ and -"
-            )
-    if not isinstance(entry, Mapping) or len(entry) != 2:
-        found = f"{len(entry)} ({', '.join(entry)})" if isinstance(entry, Mapping) else type(entry).__name__
+    if not isinstance(entry, Mapping):
+        raise DataError(
+            "not a dialogue of two", field=dialog_id, found=type(entry).__name__, expected="2 partners"
+        )
+    partners = {name: keys for name, keys in entry.items() if isinstance(keys, Mapping)}
+    for name in (dialog_id, *partners):
+        # a name becomes part of a file's name, and those end at 255 bytes
+        usable = re.fullmatch(r"[^/\\.][^/\\]*", name) and name.isprintable() and len(name.encode()) <= 200
+        if not usable or (name == dialog_id and name in _RESERVED):
+            shown = repr(name if len(name) <= 40 else f"{name[:40]}…")
+            expected = "letters, digits, _ and -, at most 200 bytes"
+            raise DataError("cannot be the name of a folder", field=shown, expected=expected)
+    if len(partners) != 2:
+        found = f"{len(partners)} ({', '.join(partners)})" if partners else "none"
         raise DataError("not a dialogue of two", field=dialog_id, found=found, expected="2 partners")
-    first, second = (_participant(dialog_id, name, keys, root) for name, keys in entry.items())
+    first, second = (
+        _participant(f"{dialog_id}.{name}", name, {"fps": entry.get("fps")} | keys, root)
+        for name, keys in partners.items()
+    )
     return first, second
 
 
-def _participant(dialog_id: str, name: str, keys: Any, root: Path) -> Participant:
-    if not isinstance(keys, Mapping):
-        raise DataError(
-            "not an entry", field=f"{dialog_id}.{name}", found=type(keys).__name__, expected="an object"
-        )
-
-    at = f"{dialog_id}.{name}"
+def _participant(at: str, name: str, keys: dict, root: Path) -> Participant:
     for key in _FILES.values():
-        if not isinstance(keys.get(key), str) or not keys[key]:
+        if not _is_path(path := keys.get(key)):
             raise DataError(
-                "missing" if keys.get(key) is None else "not a path", field=f"{at}.{key}", found=keys.get(key)
+                "missing" if path is None else "not a path",
+                field=f"{at}.{key}",
+                found=None if path is None else repr(path),
             )
-    for key, kind in (numbers := {"valid_frames_num": int, "frames_num": int, "fps": int | float}).items():
-        value = keys.get(key)
-        if value is not None and not (isinstance(value, kind) and 0 < value < float("inf")):
-            raise DataError("not usable", field=f"{at}.{key}", found=value, expected="a number above 0")
+    counts, remarks = {}, []
+    for key in ("valid_frames_num", "frames_num"):
+        counts[key] = _whole(value := keys.get(key))
+        if value is not None and counts[key] is None:
+            expected = "a whole number above 0"
+            if key == "valid_frames_num":  # nothing else tells which frames are good
+                raise DataError("not usable", field=f"{at}.{key}", found=repr(value), expected=expected)
+            remarks.append(f"{key} is {value!r} and not {expected}; it was passed over")
+    fps = keys["fps"]
+    if fps is not None:
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0.01 <= fps <= 10_000:
+            expected = "a number above 0, of frames a second"
+            raise DataError("not usable", field=f"{at}.fps", found=repr(fps), expected=expected)
+        fps = float(frame_rate(fps))
     return Participant(
-        name, *(root / keys[key] for key in _FILES.values()), *(keys.get(key) for key in numbers)
+        name,
+        *(root / keys[key] for key in _FILES.values()),
+        *counts.values(),
+        fps,
+        _persons(keys),
+        tuple(remarks),
     )
+
+
+def _persons(keys: Mapping) -> tuple[str, ...]:
+    "What `speaker_id` says, as text or as a list."
+    told = keys.get("speaker_id")
+    return tuple(p for p in (told if isinstance(told, list) else [told]) if isinstance(p, str) and p)
+
+
+def _is_path(value: Any) -> bool:
+    "Whether it can be the path of a file."
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _whole(value: Any) -> int | None:
+    "A count, also where a table had it as 90.0; None for anything else."
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**53:
+        return None
+    return int(value) if value == int(value) else None
 
 
 _FILES = {"flame": "flame_coeff_save_path", "audio": "audio_path", "state": "state_path"}
@@ -142,7 +188,7 @@ class Checked:
     fps: float
     T: int  # frames that everything has
     people: tuple[Participant, Participant]
-    tracks: list[FlameTrack]  # of both, not yet cut
+    tracks: list[FlameTrack]  # of both, not yet cut to T
     states: list[np.ndarray]
     audio: list[AudioInfo]
     remarks: list[str] = field(default_factory=list)  # what is odd about it, and was accepted
@@ -154,25 +200,29 @@ def check_dialogue(
     tolerance: float = 0.1,  # seconds that frames and sound may differ by
 ) -> Checked:
     "Read what belongs to a dialogue; `DataError` or `FormatError` for a file that is missing or wrong."
-    if len(rates := {p.fps or fps for p in people}) > 1:
+    if len(rates := {float(frame_rate(p.fps or fps)) for p in people}) > 1:
         raise DataError(
             "partners at different rates", field="fps", found=" and ".join(f"{r:g}" for r in rates)
         )
-    tracks, states = [read_flame(p.flame) for p in people], [load_states(p.state) for p in people]
+    tracks = [read_flame(p.flame, p.valid_frames) for p in people]
+    states = [load_states(p.state, p.valid_frames) for p in people]
     audio, fps, remarks = [audio_info(p.audio) for p in people], rates.pop(), []
-    lengths = []
-    for p, track, state, info in zip(people, tracks, states, audio, strict=True):
+    lengths, whole = [], []
+    for p, track, info in zip(people, tracks, audio, strict=True):
         heard = _frames_of(info.samples, fps, info.sample_rate)
         counts = {
-            "track": len(track),
-            "state": len(state),
+            "track": track.in_file,
+            "state": len(np.load(p.state, mmap_mode="r", allow_pickle=False)),
             "sound": heard,
             "valid_frames_num": p.valid_frames,
         }
         lengths += [n for n in counts.values() if n is not None]
+        whole.append(p.video_frames or track.in_file)
         remarks += [f"{p.id}: {r}" for r in _oddities(p, counts, info, fps, tolerance)]
     if (T := min(lengths)) < 1:
         raise DataError("not one frame that all files have", field=" and ".join(p.id for p in people))
+    if abs(whole[0] - whole[1]) / fps > tolerance:
+        remarks.append(" and ".join(f"{p.id} has {n} frames" for p, n in zip(people, whole, strict=True)))
     remarks += [f"{p.id}: {r}" for p, info in zip(people, audio, strict=True) for r in _listen(info, fps, T)]
     return Checked(fps, T, people, tracks, states, audio, remarks)
 
@@ -187,7 +237,7 @@ def _frames_of(samples: int, fps: float, sample_rate: int) -> int:
 # %% ../../nbs/dyad/21_dialogues.ipynb #da992e34
 def _oddities(p: Participant, counts: Mapping, info: AudioInfo, fps: float, tolerance: float) -> list[str]:
     "What the lengths and formats of a participant's files have to say."
-    remarks = []
+    remarks = list(p.remarks)
     frames = p.video_frames or counts["track"]
     lasts = float(frames / frame_rate(fps))
     if abs(lasts - info.seconds) > tolerance:
@@ -199,6 +249,8 @@ def _oddities(p: Participant, counts: Mapping, info: AudioInfo, fps: float, tole
     for name in ("track", "state"):
         if counts[name] != frames:
             remarks.append(f"the {name} has {counts[name]} of {frames} frames")
+    if p.valid_frames and (frames - p.valid_frames) / fps > tolerance:
+        remarks.append(f"valid_frames_num is {p.valid_frames} of {frames} frames")
     if (info.sample_rate, info.channels, info.subtype) != (48000, 1, "FLOAT"):
         remarks.append(f"audio is {audio_format(info)}; it is converted when read")
     return remarks

@@ -37,6 +37,7 @@ class FlameTrack:
 
     motion: np.ndarray  # [n, 54] float32
     shape: np.ndarray  # [100] float32, identity, of the first frame
+    in_file: int  # frames of the file, of which `motion` may be the first
 
     def __len__(self) -> int:  # frames
         return len(self.motion)
@@ -45,6 +46,7 @@ class FlameTrack:
 def read_flame(
     path: str
     | os.PathLike,  # .npz with shape_params, expression_params, pose_params, jaw_params, each [n, 1, width]
+    frames: int | None = None,  # read no more than the first; None: all
 ) -> FlameTrack:
     "Read a tracker's coefficients; `FormatError` or `DataError` for a missing array, another shape, or values that are not numbers."
     arrays = read_npz(path, required=_WIDTHS)
@@ -57,9 +59,9 @@ def read_flame(
                 "another shape", file=path, field=key, found=arrays[key].shape, expected=expected, fix=fix
             )
     parts = {"expression_params": slice(50), "jaw_params": slice(1), "pose_params": slice(3)}
-    columns = [_numbers(arrays[key][:, 0, part], path, key) for key, part in parts.items()]
+    columns = [_numbers(arrays[key][:frames, 0, part], path, key) for key, part in parts.items()]
     shape = _numbers(arrays["shape_params"][:1, 0, :100], path, "shape_params")[0]
-    return FlameTrack(np.concatenate(columns, axis=1), shape)
+    return FlameTrack(np.concatenate(columns, axis=1), shape, n)
 
 
 def _numbers(values: np.ndarray, path: str | os.PathLike, key: str) -> np.ndarray:
@@ -90,6 +92,7 @@ def load_motion(
 
 def load_states(
     path: str | os.PathLike,  # .npy with [T] numbers 0 to 3
+    frames: int | None = None,  # read no more than the first; None: all
 ) -> np.ndarray:  # [T], see `STATES`
     "Read who talks in each frame; `FormatError` or `DataError` for anything but numbers from 0 to 3."
     states = np.asarray(_map(path))
@@ -97,6 +100,7 @@ def load_states(
         raise FormatError(
             "not states", file=path, found=f"{states.dtype} {states.shape}", expected="numbers [T]"
         )
+    states = states[:frames]
     whole = states if states.dtype == np.int8 else np.nan_to_num(states, nan=-1).clip(-1, 9).astype(np.int8)
     if (wrong := (whole != states) | (whole < 0) | (whole >= len(STATES))).any():
         expected = ", ".join(f"{i} {name}" for i, name in enumerate(STATES))

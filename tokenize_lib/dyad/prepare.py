@@ -7,6 +7,7 @@ __all__ = ['FORMAT', 'VERSION', 'PrepareReport', 'prepare_dialogues']
 
 # %% ../../nbs/dyad/22_prepare.ipynb #b16696f1
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ..core.errors import DataError, FormatError, TokenizeError
 from ..core.files import atomic_write, make_folder, read_json, to_json, write_json
 from ..core.parallel import work_through
 from ..core.splits import linked_groups, make_splits
+from .audio import frame_rate
 from tokenize_lib.dyad.dialogues import (
     Checked,
     Participant,
@@ -28,11 +30,11 @@ from tokenize_lib.dyad.dialogues import (
     participants,
     read_listing,
 )
-from .manifest import Pair, manifest_entries
+from .manifest import Pair, manifest_entries, read_splits
 from .motion import STATES
 
 # %% ../../nbs/dyad/22_prepare.ipynb #c8d19c56
-FORMAT, VERSION = "tokenize_lib.dialogue", 1
+FORMAT, VERSION = "tokenize_lib.dialogue", 2
 
 
 def _sources(people: tuple[Participant, Participant], fps: float, tolerance: float) -> dict:
@@ -41,7 +43,7 @@ def _sources(people: tuple[Participant, Participant], fps: float, tolerance: flo
     for p in people:
         stamps = {k: _stamp(getattr(p, k)) for k in ("flame", "audio", "state")}
         told = {"valid_frames": p.valid_frames, "video_frames": p.video_frames, "fps": p.fps or fps}
-        parts[p.id] = stamps | told
+        parts[p.id] = stamps | told | {"remarks": list(p.remarks)}
     return {"version": VERSION, "tolerance": tolerance, "participants": parts}
 
 
@@ -128,12 +130,26 @@ class PrepareReport:
         table.add_column()
         for name, text in _lines(self.stats):
             table.add_row(name, text)
-        for label, rows in (("[yellow]note[/]", self.remarks), ("[red]left out[/]", self.failures)):
+        for label, rows in (
+            ("[yellow]note[/]", _together(self.remarks)),
+            ("[red]left out[/]", self.failures),
+        ):
             for where, text in rows[:10]:
                 table.add_row(label, escape(f"{where}: {text}"))
             if len(rows) > 10:
                 table.add_row(label, f"and {len(rows) - 10} more, see stats.json")
         return table
+
+
+def _together(remarks: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    "What is said of several people, once, with a count."
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for where, text in remarks:
+        alike.setdefault(text.partition(": ")[2] or text, []).append((where, text))
+    return [
+        rows[0] if len(rows) == 1 else (f"{rows[0][0]} and others, {len(rows)} times", said)
+        for said, rows in alike.items()
+    ]
 
 
 def _lines(s: Mapping) -> Iterator[tuple[str, str]]:
@@ -168,7 +184,7 @@ def prepare_dialogues(
     `FormatError` for a list that is none, `DataError` where not one dialogue is usable or `out` cannot be written. Single bad dialogues are in
     the report's `failures`, odd ones in its `remarks`."""
     make_splits([], fractions=_fractions(shares))  # impossible ones are refused before the work, not after it
-    out, settings = make_folder(out), (fps or 30, tolerance)
+    out, settings = make_folder(out), (float(frame_rate(30 if fps is None else fps)), tolerance)
     listing, said = read_listing(json_path)
     root = Path(data_root) if data_root is not None else find_root(json_path, listing)
     people, problems = _people(listing, root.absolute(), strict)
@@ -182,21 +198,76 @@ def prepare_dialogues(
         if strict and "problem" in record:
             break
     problems |= {d: r["problem"] for d, r in records.items() if r and "problem" in r}
-    failures = [(d, problems[d]) for d in listing if d in problems]
+    failures = [(_shown(d), problems[d]) for d in listing if d in problems]
     good = {d: r for d, r in records.items() if d not in problems}
     if failures and (strict or not good):
         fix = "" if strict else f" Of {len(listing)} dialogues none could be used; this is the first."
         raise DataError(f"{failures[0][1]}{fix}", field=failures[0][0])
-    splits, groups = _split(good, seed, shares)
-    remarks = [(Path(json_path).name, text) for text in said + _missing_sides(splits, groups, shares)]
+    persons = {d: [x for p in people[d] for x in p.persons or (p.id,)] for d in good}
+    groups = linked_groups(persons)
+    splits, joined = _split(groups, _old_sides(out, seed, shares), seed, shares)
+    said = _wrong_rate(good, people) + said + joined + _missing_sides(splits, groups, shares)
+    remarks = [(Path(json_path).name, text) for text in said]
     remarks += [(d, text) for d, r in good.items() for text in r["remarks"]]
-    stats = _statistics(good, splits, groups) | {"left_out": failures, "remarks": remarks}
+    stats = _statistics(good, persons, splits, groups) | {"split_asked": _asked(seed, shares)}
+    stats |= {"left_out": failures, "remarks": remarks}
     pairs = [pair for d, r in good.items() for pair in _pairs(d, r, people[d], out)]
     for name, content in {"splits": splits, "stats": stats, "manifest": manifest_entries(pairs, out)}.items():
         _write_if_new(out / f"{name}.json", content)
     return PrepareReport(out, stats, failures, remarks, sum("problem" not in records[d] for d in missing))
 
 # %% ../../nbs/dyad/22_prepare.ipynb #cfd476ce
+_SIDES = ("train", "val", "test")
+
+
+def _asked(seed: int, shares: tuple) -> dict:
+    "What a split was made with, as JSON has it."
+    return {"seed": seed, "shares": [s / sum(shares) for s in shares]}
+
+
+def _old_sides(out: Path, seed: int, shares: tuple) -> dict[str, str]:  # dialogue -> side
+    "The split that is there already; none where another was asked for."
+    if not (out / "splits.json").exists():
+        return {}
+    if (out / "stats.json").exists():
+        stats = read_json(out / "stats.json")
+        asked = stats.get("split_asked") if isinstance(stats, dict) else None
+        if asked is not None and asked != _asked(seed, shares):
+            return {}
+    return {d: side for side, ids in read_splits(out / "splits.json").items() for d in ids}
+
+
+def _split(
+    groups: Mapping[str, str], old: Mapping[str, str], seed: int, shares: tuple
+) -> tuple[dict[str, list[str]], list[str]]:  # the split, and remarks
+    "Sides of all dialogues, of groups that have one the same as before."
+    ids, members = list(groups), {}
+    for d, group in groups.items():
+        members.setdefault(group, []).append(d)
+    had = {g: {old[d] for d in ds if old.get(d) in _SIDES} for g, ds in members.items()}
+    if not any(had.values()):
+        return make_splits(ids, list(groups.values()), _fractions(shares), seed), []
+    side_of = {g: min(sides, key=_SIDES.index) for g, sides in had.items() if sides}
+    lack = {side: share * len(ids) / sum(shares) for side, share in zip(_SIDES, shares, strict=True)}
+    for group, side in side_of.items():
+        lack[side] -= len(members[group])
+    new = sorted(g for g in members if g not in side_of)
+    new = [new[i] for i in np.random.default_rng(seed).permutation(len(new))]
+    new.sort(key=lambda g: -len(members[g]))
+    wanted = [side for side, share in zip(_SIDES, shares, strict=True) if share > 0]
+    for left, group in zip(range(len(new), 0, -1), new, strict=True):
+        empty = [side for side in wanted if side not in side_of.values()]
+        side_of[group] = empty[0] if empty and left <= len(empty) else max(wanted, key=lack.get)
+        lack[side_of[group]] -= len(members[group])
+    remarks = [
+        f"{members[g][0]} and {len(members[g]) - 1} more were on {' and '.join(sorted(s, key=_SIDES.index))}, "
+        f"and a new dialogue has people of both: all are in {side_of[g]} now"
+        for g, s in had.items()
+        if len(s) > 1
+    ]
+    return {side: [d for d in ids if side_of[groups[d]] == side] for side in _SIDES}, remarks
+
+# %% ../../nbs/dyad/22_prepare.ipynb #bf20ab44
 def _people(listing: Mapping, root: Path, strict: bool) -> tuple[dict, dict[str, str]]:
     "Participants of every dialogue that has two; why the others have not."
     people, problems = {}, {}
@@ -210,15 +281,27 @@ def _people(listing: Mapping, root: Path, strict: bool) -> tuple[dict, dict[str,
     return people, problems
 
 
-def _split(good: Mapping[str, dict], seed: int, shares: tuple) -> tuple[dict[str, list[str]], dict[str, str]]:
-    groups = linked_groups({d: list(r["sizes"]) for d, r in good.items()})
-    ids = list(good)
-    return make_splits(ids, [groups[d] for d in ids], _fractions(shares), seed), groups
+def _shown(name: str) -> str:
+    "The name of a dialogue as a file can have it: half a character is written out."
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _fractions(shares: tuple[float, float, float]) -> tuple[float, float]:
     "Validation and test, of everything."
     return shares[1] / sum(shares), shares[2] / sum(shares)
+
+
+def _wrong_rate(good: Mapping[str, dict], people: Mapping) -> list[str]:
+    "One sentence where most dialogues have the same other rate."
+    rates: Counter[str] = Counter()
+    for d, record in good.items():
+        fits = {m[1] for text in record["remarks"] if (m := re.search(r"would fit at ([\d.]+) fps", text))}
+        rates.update(fits if all(p.fps is None for p in people[d]) else ())
+    return [
+        f"{n} of {len(good)} dialogues would fit at {rate} fps: run again with --fps {rate}"
+        for rate, n in rates.items()
+        if 2 * n > len(good) and n > 1
+    ]
 
 
 def _missing_sides(splits: Mapping, groups: Mapping, shares: tuple) -> list[str]:
@@ -238,20 +321,20 @@ def _pairs(dialog_id: str, record: dict, people: tuple[Participant, Participant]
     return [pair, pair.reversed]
 
 
-def _statistics(good: Mapping[str, dict], splits: Mapping, groups: Mapping) -> dict:
+def _statistics(good: Mapping[str, dict], persons: Mapping, splits: Mapping, groups: Mapping) -> dict:
     "What stats.json says."
     T = [r["T"] for r in good.values()]
     states = np.sum([r["states"] for r in good.values()], axis=0)
     return {
         "dialogues": len(good),
         "pairs": 2 * len(good),
-        "participants": len({p for r in good.values() for p in r["sizes"]}),
+        "participants": len({p for ids in persons.values() for p in ids}),
         "groups": len(set(groups.values())),
         "frames": sum(T),
         "hours": sum(r["T"] / r["fps"] for r in good.values()) / 3600,
         "shortest": min(T),
         "longest": max(T),
-        "fps": {f"{k:g}": n for k, n in Counter(r["fps"] for r in good.values()).most_common()},
+        "fps": dict(Counter(f"{r['fps']:g}" for r in good.values()).most_common()),
         "audio": dict(Counter(a for r in good.values() for a in r["audio"]).most_common()),
         "states": dict(zip(STATES, (states / states.sum()).tolist(), strict=True)),
         "split": {side: len(ids) for side, ids in splits.items()},
