@@ -181,8 +181,13 @@ def test(
     split = split or ("test" if manifest.splits else "all")
     pairs = _at_rate(manifest.select(None if split == "all" else split), data, dim, split, quiet)
     require_free(out, resume=resume, force=force)  # before the baselines learn, which takes long
-    train = _at_rate(manifest.select("train"), data, dim, "train", quiet) if baselines and "train" in manifest.splits else []  # fmt: skip
-    others = fit_baselines(train, manifest.folder / "features", dim, seed=seed, own_audio_steps=own_audio_steps) if train else {}  # fmt: skip
+    others = {}
+    if baselines and "train" in manifest.splits:  # without a split they would learn from nobody
+        train, cache = (
+            _at_rate(manifest.select("train"), data, dim, "train", quiet),
+            manifest.folder / "features",
+        )
+        others = fit_baselines(train, cache, dim, seed=seed, own_audio_steps=own_audio_steps)
     beside = Beside(others, baselines, baselines, best_of)
     how = {"resume": resume, "force": force, "strict": strict, "quiet": quiet, "seed": seed}
     done = test_model(
@@ -208,7 +213,7 @@ def _at_rate(pairs: list, data: Path, model: Any, split: str, quiet: bool) -> li
     kept = [p for p in pairs if float(p.fps) == model.fps]
     if not kept:
         rates = ", ".join(f"{r:g}" for r in sorted({p.fps for p in pairs}))
-        fix = "Without --baselines, nothing learns from it." if split == "train" else None
+        fix = "Say --no-baselines, which learn from it." if split == "train" else None
         raise ConfigError("no conversation has the model's frame rate", file=data, field=f"{split}, fps", found=rates, expected=f"{model.fps:g}", fix=fix)  # fmt: skip
     if len(kept) < len(pairs) and not quiet:
         tell(
