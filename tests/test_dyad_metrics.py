@@ -192,6 +192,16 @@ def test_pickled_predictions_are_not_opened(corpus, pred):
     assert len(e.lengths) == 1 and "not a whole .npy file" in e.failures[0][1]
 
 
+def test_an_archive_under_the_name_of_an_array_is_listed(corpus, pred):
+    bad, _ = read_manifest(corpus).select("test")
+    with open(prediction_path(pred, bad), "wb") as f:
+        np.savez(f, motion=true_motion(bad))
+    done = call("--pred", pred, "--data", corpus, "--json")
+    assert done.exit_code == 1 and "found an .npz archive" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["clips"], found["not_scored"]) == (1, 1) and bad.listener_id in found["failures"][0]
+
+
 def test_command_line(corpus, tmp_path):
     done = call("--pred", corpus / "pred", "--data", corpus, "--json", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output

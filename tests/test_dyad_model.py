@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import typer.testing
 
+from tokenize_lib.cli.dyad_look import app as look_app
 from tokenize_lib.cli.dyad_model import app
 from tokenize_lib.cli.dyad_score import app as score_app
 from tokenize_lib.core.checkpoint import load_model
@@ -277,3 +279,59 @@ def test_a_damaged_conversation_is_named_and_the_rest_tested(world, dim, tmp_pat
     code, said, notes = run("test", *flags)
     assert code == 1 and pair.dialog_id in notes and said.count("(120, 54)") >= 2
     assert run("test", *flags, "--force", "--strict")[0] == 2
+
+
+@pytest.fixture
+def two_rates(world, tmp_path):
+    """The same conversations, one of each side of the split said to be at 25 frames a second."""
+    import shutil
+
+    shutil.copytree(world / "data", tmp_path / "data")
+    manifest = read_manifest(world / "data")
+    other = {manifest.splits[side][0] for side in ("train", "test")}
+    entries = json.loads((tmp_path / "data/manifest.json").read_text())
+    changed = [e | ({"fps": 25.0} if e["dialog_id"] in other else {}) for e in entries]
+    (tmp_path / "data/manifest.json").write_text(json.dumps(changed))
+    return tmp_path / "data"
+
+
+def test_conversations_at_another_rate_are_left_out_of_a_test(dim, two_rates, tmp_path):
+    flags = ["test", "--model", dim, "--data", two_rates, "--role", "listener", "--own-audio-steps", 2]
+    code, said, notes = run(*flags, "--out", tmp_path / "t", "--json")
+    assert code == 0 and "test: 2 of 4 pairs are left out, not at 30 fps" in notes
+    assert "train: 2 of 4 pairs are left out" in notes
+    metrics = json.loads(said)["listener"]["methods"]
+    assert metrics["ridge"]["clips"] == 2 and "DIM, other partner" not in metrics
+    # and why numbers and a row are not there
+    assert "there is only one dialogue" in notes
+    assert re.search(r"listener role, .*mean.*: motion54: rpcc is defined in 0 of 2 clips", notes), notes
+    splits = json.loads((two_rates / "splits.json").read_text())
+    splits["test"], splits["val"] = splits["test"][:1], splits["val"] + splits["test"][1:]
+    (two_rates / "splits.json").write_text(json.dumps(splits))
+    code, _, notes = run(*flags, "--out", tmp_path / "none")
+    assert code == 2 and "found 25" in notes and not (tmp_path / "none").exists()
+    splits["test"], splits["train"] = splits["train"][1:], splits["train"][:1]
+    (two_rates / "splits.json").write_text(json.dumps(splits))
+    code, _, notes = run(*flags, "--out", tmp_path / "none")
+    assert code == 2 and "train, fps" in notes and "--no-baselines" in notes
+    code, _, notes = run(*flags, "--out", tmp_path / "some", "--no-baselines", "--quiet")
+    assert code == 0 and not notes
+
+
+def test_a_taken_folder_is_seen_before_the_baselines_learn(world, dim, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    monkeypatch.setattr(testing, "fit_baselines", lambda *_, **__: pytest.fail("they learn"))
+    for out, words in ((tmp_path / "mine", "not those of a run"), (dim, "holds a finished run")):
+        code, _, said = run("test", "--model", dim, "--data", world / "data", "--out", out)
+        assert code == 2 and words in said, said
+    assert (tmp_path / "mine/letter.txt").read_text() == "dear" and (dim / "best").is_dir()
+
+
+def test_predictions_of_a_test_are_of_a_role(world, dim, tmp_path):
+    flags = ["--model", dim, "--data", world / "data", "--out", tmp_path / "t", "--no-baselines", "--quiet"]
+    assert run("test", *flags)[0] == 0
+    said = tmp_path / "t/predictions"
+    for verb, more in ((score_app, []), (look_app, ["--out", tmp_path / "x.html"])):
+        code, _, words = run("--pred", said, "--data", world / "data", *more, app=verb)
+        assert code == 2 and f"Name the role, too: {said / 'listener'} or {said / 'speaker'}" in words, words

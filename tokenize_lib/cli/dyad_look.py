@@ -24,7 +24,7 @@ def heads_of(
     import numpy as np
 
     from tokenize_lib.core.errors import DataError
-    from tokenize_lib.dyad.evaluate import prediction_path
+    from tokenize_lib.dyad.evaluate import prediction_path, roles_below
     from tokenize_lib.dyad.flame import FlameFace
     from tokenize_lib.dyad.motion import load_motion, load_states
 
@@ -42,7 +42,8 @@ def heads_of(
                 heads[again] = heads[name]
     if pred is not None and len(motions) == 2:
         expected = f"{prediction_path(pred, pair)} or {prediction_path(pred, pair.reversed)}"
-        raise DataError("no prediction of this conversation", file=pred, expected=expected)
+        fix = roles_below(pred)
+        raise DataError("no prediction of this conversation", file=pred, expected=expected, fix=fix)
     return motions, audio, states, heads
 
 

@@ -31,6 +31,7 @@ from tokenize_lib.cli.common import (
     guarded,
     overrides,
     report_failures,
+    tell,
     torch_device,
 )
 
@@ -154,7 +155,7 @@ def test(
     """Answer whole conversations, and say how well, beside methods that do not listen.
 
     Writes OUT/predictions/ROLE/DIALOGUE/PARTICIPANT.npy, as many frames as the conversation has, and prints their shapes; then the scores of everybody, in metrics.json, scores.csv, scores.md and plots/.
-    Interrupted, `--resume` goes on with the conversations that are missing.
+    Conversations at another frame rate than the model's are left out. Interrupted, `--resume` goes on with the conversations that are missing.
 
     Example: `tokenize-lib dyad test --model runs/dim --data prepared --out runs/dim_test --role listener`
     """
@@ -162,10 +163,11 @@ def test(
 
     from tokenize_lib.core.checkpoint import load_model
     from tokenize_lib.core.errors import ConfigError
+    from tokenize_lib.core.run import require_free
     from tokenize_lib.dyad.answer import AnswerConfig
     from tokenize_lib.dyad.dim import DIM
     from tokenize_lib.dyad.manifest import read_manifest
-    from tokenize_lib.dyad.testing import Beside, test_model
+    from tokenize_lib.dyad.testing import Beside, fit_baselines, test_model
 
     dim, manifest = load_model(model, torch_device(device)), read_manifest(data)
     if not isinstance(dim, DIM):
@@ -177,8 +179,15 @@ def test(
             fix="Make one with: tokenize-lib dyad train-s2s.",
         )
     split = split or ("test" if manifest.splits else "all")
-    pairs = manifest.select(None if split == "all" else split)
-    others = _baselines(manifest, dim, seed, own_audio_steps) if baselines else {}
+    pairs = _at_rate(manifest.select(None if split == "all" else split), data, dim, split, quiet)
+    require_free(out, resume=resume, force=force)  # before the baselines learn, which takes long
+    others = {}
+    if baselines and "train" in manifest.splits:  # without a split they would learn from nobody
+        train, cache = (
+            _at_rate(manifest.select("train"), data, dim, "train", quiet),
+            manifest.folder / "features",
+        )
+        others = fit_baselines(train, cache, dim, seed=seed, own_audio_steps=own_audio_steps)
     beside = Beside(others, baselines, baselines, best_of)
     how = {"resume": resume, "force": force, "strict": strict, "quiet": quiet, "seed": seed}
     done = test_model(
@@ -190,19 +199,37 @@ def test(
         for r, clips in done.shapes.items()
         for clip, s in clips.items()
     ]
+    for line in () if quiet else _notes(done, baselines):
+        tell(line)
     result = {"split": split, "shapes": done.shapes, "frames_per_second": speed} | done.metrics()
     emit(result, as_json, Group(grid(shapes), "", *_tables(done)))
     return report_failures(done.failures)
 
 
-def _baselines(manifest: Any, model: Any, seed: int, steps: int) -> dict:
-    "Baselines that learn from the training side; those of a manifest without a split learn from nobody, and are not there."
-    from tokenize_lib.dyad.testing import fit_baselines
+def _at_rate(pairs: list, data: Path, model: Any, split: str, quiet: bool) -> list:
+    "Those at the model's frame rate, said how many are not; `ConfigError` when none is."
+    from tokenize_lib.core.errors import ConfigError
 
-    if "train" not in manifest.splits:
-        return {}
-    pairs, cache = manifest.select("train"), manifest.folder / "features"
-    return fit_baselines(pairs, cache, model, seed=seed, own_audio_steps=steps)
+    kept = [p for p in pairs if float(p.fps) == model.fps]
+    if not kept:
+        rates = ", ".join(f"{r:g}" for r in sorted({p.fps for p in pairs}))
+        fix = "Say --no-baselines, which learn from it." if split == "train" else None
+        raise ConfigError("no conversation has the model's frame rate", file=data, field=f"{split}, fps", found=rates, expected=f"{model.fps:g}", fix=fix)  # fmt: skip
+    if len(kept) < len(pairs) and not quiet:
+        tell(
+            f"{split}: {len(pairs) - len(kept)} of {len(pairs)} pairs are left out, not at {model.fps:g} fps"
+        )
+    return kept
+
+
+def _notes(done: Any, swapped: bool) -> list[str]:
+    "Why a number or a row is not there."
+    lines = []
+    for role, t in done.roles.items():
+        lines += t.notes()
+        if swapped and len({c.dialog_id for c in t.clips}) == 1:
+            lines.append(f"{role} role: no row with another partner, because there is only one dialogue")
+    return lines
 
 
 def _tables(done: Any) -> list:

@@ -11,7 +11,7 @@ import os
 from ..core.checkpoint import load_model
 from ..core.config import load_config
 from ..core.errors import ConfigError
-from ..core.run import Run
+from ..core.run import Run, require_free
 from .dataset import build_dataset
 from .dim import DIM
 from .dim_training import DimRunConfig, train_dim, validation_error
@@ -55,13 +55,15 @@ def train_s2s(
 ) -> dict:  # what metrics.json says
     "Train DIM on prepared conversations; `out/best` is the model. `ConfigError` for data or settings that do not fit the tokenizer."
     tokenizers, whole = role_tokenizers(vq, listener_vq), cfg.data.model_copy(update={"is_train": False})
-    options = {"features": cfg.features, "jobs": jobs, "quiet": quiet}
-    train, val = build_dataset(cfg.data, "train", **options), build_dataset(whole, "val", **options)
+    require_free(out, resume=resume, force=force)
+    fps = build_dataset(cfg.data, "train").fps  # before anybody listens, which takes long
     for tokenizer in tokenizers.values():
-        if (found := (tokenizer.motion_dim, tokenizer.fps)) != (cfg.data.motion_dim, train.fps):
+        if (found := (tokenizer.motion_dim, tokenizer.fps)) != (cfg.data.motion_dim, fps):
             fix = "Train one on this data: dyad train-vq."
             raise ConfigError("the tokenizer is for other motion", file=vq, field="motion_dim, fps", found=found,
-                              expected=(cfg.data.motion_dim, train.fps), fix=fix)  # fmt: skip
+                              expected=(cfg.data.motion_dim, fps), fix=fix)  # fmt: skip
+    options = {"features": cfg.features, "jobs": jobs, "quiet": quiet}
+    train, val = build_dataset(cfg.data, "train", **options), build_dataset(whole, "val", **options)
     run = Run.start(out, cfg, seed=cfg.train.seed, resume=resume, force=force)
     run.quiet = quiet
     result = train_dim(train, val, tokenizers, cfg, run, device=device, resume=resume)

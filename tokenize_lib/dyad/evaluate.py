@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predict', 'average_scores', 'Evaluation', 'clip_name', 'evaluate_predictions', 'true_motion', 'comparison_rows',
-           'prediction_path', 'read_prediction', 'evaluate_folder', 'score_rows', 'write_evaluation']
+           'prediction_path', 'read_prediction', 'roles_below', 'evaluate_folder', 'score_rows', 'write_evaluation']
 
 # %% ../../nbs/dyad/62_evaluate.ipynb #d1a9dc27
 import csv
@@ -299,6 +299,14 @@ def read_prediction(
     return motion
 
 
+def roles_below(
+    folder: str | os.PathLike,
+) -> str | None:
+    "What to do about a folder without predictions that has them one level below, one folder for each role, as `dyad test` writes them; None where that is not so."
+    roles = [str(Path(folder, role)) for role in ("listener", "speaker") if Path(folder, role).is_dir()]
+    return f"Name the role, too: {' or '.join(roles)}." if roles else None
+
+
 def _width(folder: str | os.PathLike, pairs: Iterable[Pair]) -> int:
     "51 where the first prediction that can be read has no neck, else 54."
     for pair in pairs:
@@ -320,6 +328,9 @@ def evaluate_folder(
     if not Path(pred_dir).is_dir():
         raise DataError("no such folder", file=pred_dir, expected="a folder with DIALOGUE/PARTICIPANT.npy")
     pairs = list(pairs)
+    fix = roles_below(pred_dir)
+    if fix and not any(prediction_path(pred_dir, p).is_file() for p in pairs):
+        raise DataError("no prediction of these conversations", file=pred_dir, fix=fix)
     dim = _width(pred_dir, pairs) if motion_dim is None else motion_dim
     return evaluate_predictions(
         partial(read_prediction, folder=pred_dir, motion_dim=dim), pairs, motion_dim=dim, **how

@@ -111,10 +111,17 @@ def load_states(
 def _map(path: str | os.PathLike) -> np.ndarray:
     "A `.npy` file as an array that stays on disk."
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as e:
         raise FormatError(f"cannot be read ({e.strerror or e})", file=path) from e
     except (ValueError, EOFError, SyntaxError) as e:
         raise FormatError(
             f"not a whole .npy file ({e})", file=path, fix="Write it again with np.save."
         ) from e
+    if not isinstance(found, np.ndarray):  # numpy goes by the content, and has opened an archive
+        found.close()
+        fix = "Write one array with np.save."
+        raise FormatError(
+            "not a .npy file", file=path, found="an .npz archive", expected="one array", fix=fix
+        )
+    return found

@@ -6,6 +6,8 @@
 __all__ = ['DyadStream']
 
 # %% ../../nbs/dyad/48_stream.ipynb #13fa601f
+from numbers import Real
+
 import numpy as np
 import torch
 
@@ -16,6 +18,24 @@ from .dim import DIM
 from .log_mel import LogMelStream
 
 # %% ../../nbs/dyad/48_stream.ipynb #41f2941d
+def _rate(sample_rate: float) -> int:
+    "The rate of what is pushed, checked."
+    if not isinstance(sample_rate, Real) or not float(sample_rate).is_integer() or sample_rate < 8000:
+        expected = "a whole number of Hz, 8000 or more"
+        raise ConfigError("no such rate", field="sample_rate", found=sample_rate, expected=expected)
+    return int(sample_rate)
+
+
+def _samples(audio: np.ndarray) -> np.ndarray:
+    "One channel of floating point; how large an integer is loud nobody can tell."
+    x = np.asarray(audio)
+    if x.dtype.kind != "f" or x.ndim != 1:
+        fix = "Divide 16-bit samples by 32768." if x.dtype.kind in "iu" else ""
+        found = f"{x.dtype} {x.shape}"
+        raise DataError("not floating-point samples of one channel", field="audio", found=found, expected="[n] in [-1, 1]", fix=fix)  # fmt: skip
+    return x
+
+# %% ../../nbs/dyad/48_stream.ipynb #1170766c
 class DyadStream:
     "One side of a conversation, answered while the other still speaks."
 
@@ -30,7 +50,7 @@ class DyadStream:
             fix = "Train with features.name=log_mel."
             raise ConfigError("looks ahead, and cannot be streamed", field="features.name",
                               found=model.features.name, expected="log_mel", fix=fix)  # fmt: skip
-        self.model, rate = model, sample_rate or model.audio_sr
+        self.model, rate = model, model.audio_sr if sample_rate is None else _rate(sample_rate)
         self.latency = int(rate != model.audio_sr)
         self._answering = Answering(model, role, cfg)
         self._audio = AudioStream(model.fps, rate, model.audio_sr) if self.latency else None
@@ -45,7 +65,7 @@ class DyadStream:
 
     def push(
         self,
-        audio: np.ndarray,  # [n] mono samples of the speaker since the last call, in [-1, 1]; may be empty
+        audio: np.ndarray,  # [n] mono samples of the speaker since the last call, floating point in [-1, 1]; may be empty
         motion: np.ndarray,  # [k, dim] frames of the partner since the last call; may be empty
     ) -> np.ndarray:  # [m, dim] float32, the answer to the frames that are complete now
         "Take in what has arrived; hand out the frames that can be answered."
@@ -53,6 +73,7 @@ class DyadStream:
         if motion.ndim != 2 or motion.shape[1] != self.model.motion_dim:
             expected = f"[k, {self.model.motion_dim}]"
             raise DataError("another shape", field="motion", found=motion.shape, expected=expected)
+        audio = _samples(audio)
         for name, x in {"audio": audio, "motion": motion}.items():
             if not np.isfinite(x).all():
                 raise DataError("not finite", field=name, found=f"after frame {self.frames}")

@@ -72,6 +72,8 @@ class RoleTest:
     evaluations: dict[str, Evaluation]  # name of the method -> its scores; truth first
     predictors: dict[str, Predictor]  # of the same, but for the truth
     baselines: tuple[str, ...]  # those that do not see the truth
+    headline: str  # the method whose predictions are saved
+    ours: tuple[str, ...]  # the model's own, with the right partner
     saved: Saved
 
     def rows(
@@ -95,9 +97,8 @@ class RoleTest:
 
     def ratios(self) -> dict[str, dict]:  # method -> group -> ratios
         "How the model stands to the best of the baselines, and to itself with another partner."
-        ours = [name for name in self.evaluations if name.startswith("DIM") and name != _OTHER]
         groups = _TOGETHER[self.evaluations[_TRUTH].motion_dim]
-        return {name: {g: self._ratios(name, g) for g in groups} for name in ours}
+        return {name: {g: self._ratios(name, g) for g in groups} for name in self.ours}
 
     def _ratios(self, name: str, group: str) -> dict:
         found: dict = {}
@@ -120,10 +121,17 @@ class RoleTest:
             f"{name}, {g}: {_told(r)}" for name, groups in self.ratios().items() for g, r in groups.items()
         ]
 
-    @property
-    def headline(self) -> str:
-        "The method whose predictions are saved."
-        return next(name for name in self.evaluations if name.startswith("DIM"))
+    def notes(self) -> list[str]:
+        "Why a number is not there, and in which methods."
+        methods: dict[str, list[str]] = {}
+        for name, e in self.evaluations.items():
+            for note in dict.fromkeys(e.summary["whole"].notes):
+                methods.setdefault(note, []).append(name)
+        everybody = len(self.evaluations)
+        return [
+            f"{self.role} role, {'every method' if len(names) == everybody else '; '.join(names)}: {note}"
+            for note, names in methods.items()
+        ]
 
     def metrics(self) -> dict:
         "For metrics.json; speed is not in it, because it is never twice the same."
@@ -224,7 +232,9 @@ def test_role(
     for name, predictor in methods.items():
         predict = partial(_predict, predictor=predictor, role=role)
         found[name] = own if predictor is asked else evaluate_predictions(predict, clips, strict=True, **how)
-    return RoleTest(role, clips, found, methods, tuple(beside.baselines), saved)
+    headline = next(name for name, predictor in methods.items() if predictor is asked)
+    ours = tuple(name for name in methods if name not in (*beside.baselines, _CEILING, _OTHER))
+    return RoleTest(role, clips, found, methods, tuple(beside.baselines), headline, ours, saved)
 
 # %% ../../nbs/dyad/68_testing.ipynb #1c6c44a5
 def role_figure(
