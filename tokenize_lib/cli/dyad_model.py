@@ -205,7 +205,7 @@ def test(
     emit(result, as_json, Group(grid(shapes), "", *_tables(done)))
     return report_failures(done.failures)
 
-
+# %% ../../nbs/cli/58_dyad_model.ipynb #e550e5c2
 def _at_rate(pairs: list, data: Path, model: Any, split: str, quiet: bool) -> list:
     "Those at the model's frame rate, said how many are not; `ConfigError` when none is."
     from tokenize_lib.core.errors import ConfigError

@@ -173,9 +173,9 @@ def require_free(
     out = Path(out)
     if resume and force:
         raise ConfigError("resume and force exclude each other", file=out)
-    if out.exists():
+    if os.path.exists(out):  # pathlib's own would raise where it may not look
         make_folder(out)  # which a file cannot become
-    if not out.exists() or not any(p for p in out.iterdir() if not p.name.endswith(".tmp")):
+    if not os.path.exists(out) or not any(p for p in out.iterdir() if not p.name.endswith(".tmp")):
         return False
     if not _is_run(out):
         fix = "Choose another folder; this one is left as it is."

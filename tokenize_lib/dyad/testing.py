@@ -140,7 +140,7 @@ class RoleTest:
             "methods": {name: e.metrics() for name, e in self.evaluations.items()},
         }
 
-
+# %% ../../nbs/dyad/68_testing.ipynb #57e9778f
 def _told(ratios: Mapping) -> str:
     "Ratios in words."
     said = [
