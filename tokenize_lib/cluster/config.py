@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ..core import extras
-from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, SmallTrainConfig
 
 # %% ../../nbs/cluster/10_config.ipynb #ad435cfa
 require = partial(extras.require, extra="cluster")  # a module of the extra
@@ -56,15 +56,11 @@ class NetworkConfig(Config):
         return self
 
 
-class EncoderTrainConfig(TrainConfig):
+class EncoderTrainConfig(SmallTrainConfig):
     "The shared training settings, with values that suit short sequences."
 
     batch_size: int = Field(64, ge=1, description="sequences a step")
     max_steps: int | None = Field(400, ge=1)
-    max_epochs: int = Field(100000, ge=1)
-    num_workers: int = Field(0, ge=0)
-    cpu_threads: int | None = Field(1, ge=1)
-    amp: str = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=50, min_lr_ratio=0.02)
     crop_tokens: int = Field(

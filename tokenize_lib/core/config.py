@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Config', 'merge', 'packaged_configs', 'read_config', 'load_config', 'to_yaml', 'save_config', 'OptimizerConfig',
-           'SchedulerConfig', 'TrainConfig', 'LoggingConfig']
+           'SchedulerConfig', 'TrainConfig', 'LoggingConfig', 'SmallTrainConfig']
 
 # %% ../../nbs/core/20_config.ipynb #52df8c06
 import difflib
@@ -380,3 +380,12 @@ class LoggingConfig(Config):
     out_dir: str = "runs/latest"
     tensorboard: bool = True
     wandb: bool = False
+
+# %% ../../nbs/core/20_config.ipynb #5b963287
+class SmallTrainConfig(TrainConfig):
+    "The settings of a network that learns in minutes on one core."
+
+    num_workers: int = Field(0, ge=0)
+    max_epochs: int = Field(100000, ge=1)
+    cpu_threads: int | None = Field(1, ge=1)
+    amp: Literal["off", "fp16", "bf16"] = "off"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, SmallTrainConfig
 
 # %% ../../nbs/dyad/00_config.ipynb #f6e16a87
 class DialogueConfig(Config):
@@ -87,15 +87,11 @@ class MotionVQConfig(Config):
         return self
 
 # %% ../../nbs/dyad/00_config.ipynb #f7c817e3
-class VQTrainConfig(TrainConfig):
+class VQTrainConfig(SmallTrainConfig):
     "The shared training settings, with values that suit the motion tokenizer."
 
     batch_size: int = Field(8, ge=1, description="windows a step")
     max_steps: int | None = Field(600, ge=1)
-    max_epochs: int = Field(100000, ge=1)
-    num_workers: int = Field(0, ge=0)
-    cpu_threads: int | None = Field(1, ge=1)
-    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=30, min_lr_ratio=0.02)
     velocity_weight: float = Field(0.5, ge=0, description="of the error from frame to frame")

@@ -9,7 +9,7 @@ __all__ = ['DimTrainConfig', 'DimRunConfig', 'hidden_codes', 'group_error', 'cod
 # %% ../../nbs/dyad/42_dim_training.ipynb #d7be6f60
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, SmallTrainConfig
 from ..core.errors import ConfigError
 from ..core.run import Run, seed_everything
 from ..core.training import FitResult, TrainingModule, cpu_threads, fit, total_steps
@@ -30,15 +30,11 @@ from .motion import groups_of
 from .motion_vq import MotionVQ
 
 # %% ../../nbs/dyad/42_dim_training.ipynb #c6283da2
-class DimTrainConfig(TrainConfig):
+class DimTrainConfig(SmallTrainConfig):
     "The shared training settings, with values that suit windows of conversations."
 
     batch_size: int = Field(16, ge=1, description="windows a step")
     max_steps: int | None = Field(2000, ge=1)
-    max_epochs: int = Field(100000, ge=1)
-    num_workers: int = Field(0, ge=0)
-    cpu_threads: int | None = Field(1, ge=1)
-    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=100, min_lr_ratio=0.01)
     frame_mask: float = Field(

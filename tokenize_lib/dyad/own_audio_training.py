@@ -10,14 +10,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, SmallTrainConfig
 from ..core.errors import DataError
 from ..core.run import Run, seed_everything
 from ..core.training import FitResult, TrainingModule, cpu_threads, fit, total_steps
@@ -32,15 +31,11 @@ from .motion_vq import motion_statistics
 from .own_audio import OwnAudio, OwnAudioConfig
 
 # %% ../../nbs/dyad/67_own_audio_training.ipynb #8fbae4f9
-class OwnAudioTrainConfig(TrainConfig):
+class OwnAudioTrainConfig(SmallTrainConfig):
     "The shared training settings, with values that suit this baseline."
 
     batch_size: int = Field(8, ge=1, description="windows of two people a step")
     max_steps: int | None = Field(500, ge=1)
-    max_epochs: int = Field(100000, ge=1)
-    num_workers: int = Field(0, ge=0)
-    cpu_threads: int | None = Field(1, ge=1)
-    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=30, min_lr_ratio=0.01)
     val_frames: int = Field(40000, ge=1, description="most frames of validation that are predicted each time")

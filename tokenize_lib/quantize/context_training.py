@@ -8,28 +8,23 @@ __all__ = ['ContextTrainConfig', 'ContextRunConfig', 'CodeBatches', 'ContextTrai
 # %% ../../nbs/quantize/45_context_training.ipynb #720fe2e1
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from ..core.config import Config, LoggingConfig, OptimizerConfig, SchedulerConfig, SmallTrainConfig
 from ..core.run import Run, step_seed
 from ..core.training import FitResult, TrainingModule, cpu_threads, fit
 from .context import ContextConfig, ContextModel
 
 # %% ../../nbs/quantize/45_context_training.ipynb #d8630f67
-class ContextTrainConfig(TrainConfig):
+class ContextTrainConfig(SmallTrainConfig):
     "The shared training settings, with values that suit a context model."
 
     batch_size: int = Field(32, ge=1, description="sequences a step")
     max_steps: int | None = Field(900, ge=1)
-    max_epochs: int = Field(100000, ge=1)
-    num_workers: int = Field(0, ge=0)
-    cpu_threads: int | None = Field(1, ge=1)
-    amp: Literal["off", "fp16", "bf16"] = "off"
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     scheduler: SchedulerConfig = SchedulerConfig(warmup_steps=50, min_lr_ratio=0.02)
     all_layers: float = Field(0.5, ge=0, le=1, description="share of the steps that use every layer")
